@@ -1,0 +1,291 @@
+//! Where the input was read up to, and whether that history still stands.
+//!
+//! | the broker's stream, seen against our highest position | what follows |
+//! |---|---|
+//! | same `created`, reaches our position, same message there | go on after the lowest position |
+//! | begins beyond our lowest position | purged: go on, and say exactly how many are missing |
+//! | another `created`, ends before our position, or another message there | history was rewritten: a new generation, read from our lowest timestamp less [`REWRITE_MARGIN`] |
+//!
+//! What is read twice is harmless: state is made of registers. What is skipped silently is lost.
+
+use std::time::Duration;
+
+use super::time::Timestamp;
+
+/// How far before the last timestamp a rewritten history is read again: more than the two minutes that a
+/// broker may take to write to its disk, and more than a clock that was set back is usually wrong.
+pub const REWRITE_MARGIN: Duration = Duration::from_secs(600);
+
+/// A place in the input, ordered. A rewritten history begins a new generation.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Cursor {
+    /// How often the input's history was seen to be rewritten.
+    pub generation: u32,
+    /// The message's sequence within the generation; 0 stands before the first.
+    pub sequence: u64,
+}
+
+/// What numbered the messages.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// A stream of the broker, told from others by the instant of its creation.
+    Stream {
+        /// The broker's `created` of that stream.
+        created: Timestamp,
+    },
+    /// This process, in the order of receipt: core NATS numbers nothing.
+    Session,
+}
+
+/// How far a partition's state covers the input: every message up to here was applied, or was not for it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Position {
+    /// What numbered the messages.
+    pub origin: Origin,
+    /// The last message covered.
+    pub cursor: Cursor,
+    /// The broker's timestamp of that message; at sequence 0, where in time reading begins.
+    pub timestamp: Timestamp,
+    /// The placement hash of that message's payload; `None` where no message was read.
+    pub fingerprint: Option<u64>,
+}
+
+/// What a broker says of its stream.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct StreamView {
+    /// The instant at which the stream was created.
+    pub created: Timestamp,
+    /// The first sequence it holds; one more than the last when it is empty.
+    pub first_sequence: u64,
+    /// The last sequence it gave out.
+    pub last_sequence: u64,
+    /// Timestamp and payload hash of the message at the position asked for; `None` when it holds none.
+    pub at_position: Option<(Timestamp, u64)>,
+}
+
+/// What was seen to be wrong with a history.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Rewrite {
+    /// The stream has another `created`, or the position comes from no stream.
+    Recreated,
+    /// The stream ends before our position.
+    RolledBack,
+    /// Another message stands at our position.
+    Replaced,
+    /// A crash left partitions in different generations.
+    Mixed,
+}
+
+impl Rewrite {
+    /// What happened, in words for the operator.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Recreated => "the stream is another one than the one read before",
+            Self::RolledBack => "the stream ends before the position read up to",
+            Self::Replaced => "another message stands at the position read up to",
+            Self::Mixed => "a stop interrupted the start of a new input generation",
+        }
+    }
+}
+
+/// How to go on reading.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Resume {
+    /// Nothing was read before: `input.start` decides.
+    Fresh,
+    /// History stands: read what follows this position.
+    Continue {
+        /// The lowest position.
+        after: Position,
+        /// How many messages after it are gone from the stream, unread.
+        missing: u64,
+    },
+    /// History was rewritten: begin this generation from this instant.
+    Rewritten {
+        /// The new generation.
+        generation: u32,
+        /// Where in time to begin.
+        from: Timestamp,
+        /// What was seen.
+        why: Rewrite,
+    },
+}
+
+/// The position whose message must be looked at before [`resume`]: the highest.
+#[must_use]
+pub fn position_to_verify(positions: &[Option<Position>]) -> Option<Position> {
+    positions
+        .iter()
+        .flatten()
+        .copied()
+        .max_by_key(|position| position.cursor)
+}
+
+/// Decides how to go on reading a stream, given every partition's position.
+///
+/// A partition without a position takes the lowest of the others: before anything is read the first time,
+/// every partition commits where reading begins.
+#[must_use]
+pub fn resume(positions: &[Option<Position>], stream: &StreamView) -> Resume {
+    let Some(highest) = position_to_verify(positions) else {
+        return Resume::Fresh;
+    };
+    let known = || positions.iter().flatten().copied();
+    let lowest = known()
+        .min_by_key(|position| position.cursor)
+        .unwrap_or(highest);
+    let rewritten = |why| Resume::Rewritten {
+        generation: highest.cursor.generation + 1,
+        from: known()
+            .map(|position| position.timestamp)
+            .min()
+            .unwrap_or_default()
+            .minus(REWRITE_MARGIN),
+        why,
+    };
+    if highest.origin
+        != (Origin::Stream {
+            created: stream.created,
+        })
+    {
+        return rewritten(Rewrite::Recreated);
+    }
+    if lowest.cursor.generation != highest.cursor.generation {
+        return rewritten(Rewrite::Mixed);
+    }
+    if stream.last_sequence < highest.cursor.sequence {
+        return rewritten(Rewrite::RolledBack);
+    }
+    if let (Some(fingerprint), Some(found)) = (highest.fingerprint, stream.at_position)
+        && found != (highest.timestamp, fingerprint)
+    {
+        return rewritten(Rewrite::Replaced);
+    }
+    let next = lowest.cursor.sequence + 1;
+    // Reading that begins by time has no sequence yet, so nothing of it can be missing.
+    let missing = if lowest.cursor.sequence == 0 {
+        0
+    } else {
+        stream.first_sequence.saturating_sub(next)
+    };
+    Resume::Continue {
+        after: lowest,
+        missing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREATED: Timestamp = Timestamp::from_seconds(1000);
+
+    fn at(generation: u32, sequence: u64) -> Option<Position> {
+        Some(Position {
+            origin: Origin::Stream { created: CREATED },
+            cursor: Cursor {
+                generation,
+                sequence,
+            },
+            timestamp: Timestamp::from_seconds(5000 + sequence),
+            fingerprint: Some(sequence * 7),
+        })
+    }
+
+    fn stream(first: u64, last: u64, verified: u64) -> StreamView {
+        StreamView {
+            created: CREATED,
+            first_sequence: first,
+            last_sequence: last,
+            at_position: Some((Timestamp::from_seconds(5000 + verified), verified * 7)),
+        }
+    }
+
+    fn why(resume: Resume) -> Option<Rewrite> {
+        match resume {
+            Resume::Rewritten { why, .. } => Some(why),
+            Resume::Fresh | Resume::Continue { .. } => None,
+        }
+    }
+
+    #[test]
+    fn a_standing_history_goes_on_after_the_lowest_position() {
+        let after = at(0, 40).expect("a position");
+        assert_eq!(
+            resume(&[at(0, 50), at(0, 40), None], &stream(1, 60, 50)),
+            Resume::Continue { after, missing: 0 }
+        );
+        assert_eq!(resume(&[None, None], &stream(1, 60, 50)), Resume::Fresh);
+    }
+
+    #[test]
+    fn purged_messages_are_counted_exactly() {
+        let after = at(0, 40).expect("a position");
+        let purged = StreamView {
+            at_position: None,
+            ..stream(61, 90, 50)
+        };
+        assert_eq!(
+            resume(&[at(0, 50), at(0, 40)], &purged),
+            Resume::Continue { after, missing: 20 }
+        );
+        let emptied = StreamView {
+            at_position: None,
+            ..stream(51, 50, 50)
+        };
+        assert_eq!(
+            resume(&[at(0, 50)], &emptied),
+            Resume::Continue {
+                after: at(0, 50).expect("a position"),
+                missing: 0
+            }
+        );
+    }
+
+    #[test]
+    fn a_rewritten_history_begins_a_generation_before_the_lowest_timestamp() {
+        let positions = [at(3, 50), at(3, 40)];
+        let other = StreamView {
+            created: Timestamp::from_seconds(1),
+            ..stream(1, 90, 50)
+        };
+        let rewritten = resume(&positions, &other);
+        assert_eq!(
+            rewritten,
+            Resume::Rewritten {
+                generation: 4,
+                from: Timestamp::from_seconds(5040).minus(REWRITE_MARGIN),
+                why: Rewrite::Recreated,
+            }
+        );
+        assert_eq!(
+            why(resume(&positions, &stream(1, 49, 50))),
+            Some(Rewrite::RolledBack)
+        );
+        assert_eq!(
+            why(resume(&positions, &stream(1, 90, 51))),
+            Some(Rewrite::Replaced)
+        );
+        assert_eq!(
+            why(resume(&[at(3, 50), at(2, 70)], &stream(1, 90, 50))),
+            Some(Rewrite::Mixed)
+        );
+        let session = at(3, 50).map(|position| Position {
+            origin: Origin::Session,
+            ..position
+        });
+        assert_eq!(
+            why(resume(&[session], &stream(1, 90, 50))),
+            Some(Rewrite::Recreated)
+        );
+    }
+
+    #[test]
+    fn a_rollback_between_two_positions_is_noticed_at_the_higher() {
+        assert_eq!(
+            why(resume(&[at(0, 50), at(0, 40)], &stream(1, 45, 40))),
+            Some(Rewrite::RolledBack)
+        );
+    }
+}
