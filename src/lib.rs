@@ -11,4 +11,5 @@
 pub mod bus;
 pub mod core;
 pub mod domains;
+pub mod runtime;
 pub mod store;

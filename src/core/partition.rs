@@ -29,17 +29,17 @@ use super::time::Timestamp;
 ///
 /// `decide` chooses and `evolve` is the only thing that moves, live and at recovery alike. Changes are
 /// absolute: a row's new value, or that it is gone.
-pub trait Domain: Sized {
+pub trait Domain: Sized + Unpin + 'static {
     /// What a message asks for.
-    type Command;
+    type Command: Send + Unpin + 'static;
     /// One row that moves.
-    type Change;
+    type Change: Unpin;
     /// A message to publish.
-    type Outgoing;
+    type Outgoing: Send + Sync + 'static;
     /// Counts of what was decided, for the metrics.
-    type Tally: Default;
+    type Tally: Default + Unpin;
     /// What its configuration says.
-    type Settings: Clone;
+    type Settings: Clone + Send + Sync + Unpin + 'static;
 
     /// An empty state.
     fn new(settings: Self::Settings) -> Self;
@@ -389,12 +389,17 @@ impl<D: Domain> Partition<D> {
         self.pending.num_deliveries > 0 && self.in_flight.is_none()
     }
 
+    /// Whether the next commit would hold anything, if only a raised watermark.
+    #[must_use]
+    pub fn has_news(&self) -> bool {
+        self.pending.num_deliveries > 0
+            || !self.pending.rows.is_empty()
+            || self.watermark != self.durable.position
+    }
+
     /// Takes everything that waits as one commit; `None` when one is in flight or there is nothing new.
     pub fn commit(&mut self) -> Option<Commit> {
-        let has_news = self.pending.num_deliveries > 0
-            || !self.pending.rows.is_empty()
-            || self.watermark != self.durable.position;
-        if self.in_flight.is_some() || !has_news {
+        if self.in_flight.is_some() || !self.has_news() {
             return None;
         }
         check!(

@@ -60,6 +60,11 @@ impl Rows {
         self.0.extend_from_slice(value.unwrap_or_default());
     }
 
+    /// Removes every row; the memory is kept.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
     /// Appends the rows of another.
     pub fn append(&mut self, other: &Self) {
         self.0.extend_from_slice(&other.0);

@@ -1,0 +1,508 @@
+//! The actors around the pure core. actix lives only here.
+//!
+//! ```text
+//! Input ─► reader ─► listener ─► router ─► worker { its Partitions } ─► store
+//!          permits,   bytes to    batches in      │          ▲
+//!          claim,     deliveries  number order,   ▼          │ settled (by way of the router)
+//!          owed bound             restarts     producer ─► Output
+//! ```
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `delivery` | what travels between the actors |
+//! | `reader` | the task that pulls batches in, bounded by permits |
+//! | `listener`, `router`, `worker`, `producer` | the actors, one file each |
+//! | `metrics` | what was counted, and the actor that publishes it once a window |
+//!
+//! Each actor has a thread of its own. A worker that panics or whose commit is refused is restarted by its
+//! router from the store; a store that cannot be written ends the process ([`Fault`]).
+
+pub mod delivery;
+mod listener;
+pub mod metrics;
+mod producer;
+mod reader;
+mod router;
+mod worker;
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use actix::dev::{ToEnvelope, channel};
+use actix::prelude::*;
+use futures::future::join_all;
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tracing::error;
+
+use crate::bus::{Claim, Input, Output};
+use crate::core::ids::PartitionId;
+use crate::core::partition::Domain;
+use crate::store::{Store, StoreError};
+
+use crate::bus::wire::Limits;
+use delivery::{Codec, Flush};
+use listener::Listener;
+use metrics::{Aggregator, PublishNow};
+use producer::Producer;
+use reader::Reader;
+use router::Router;
+use worker::Worker;
+
+/// How many of each actor, and how much may wait.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Actors that read messages.
+    pub num_listeners: usize,
+    /// Actors that put batches in order.
+    pub num_routers: usize,
+    /// Actors that own partitions.
+    pub num_workers: usize,
+    /// Actors that publish.
+    pub num_producers: usize,
+    /// Messages accepted and not yet committed.
+    pub in_flight: usize,
+    /// The bound of each mailbox, in batches.
+    pub mailbox: usize,
+    /// Unconfirmed publishes of each producer.
+    pub producer_in_flight: usize,
+    /// Owed messages at which the input pauses.
+    pub owed_rows: usize,
+    /// Bytes of owed messages at which the input pauses.
+    pub owed_bytes: usize,
+    /// How far ahead of the broker's timestamp a change may claim to be.
+    pub limits: Limits,
+    /// The window of the metric aggregates.
+    pub aggregate_interval: Duration,
+}
+
+impl Settings {
+    /// What the producers may settle at once.
+    const fn num_settling(&self) -> usize {
+        self.num_producers * self.producer_in_flight
+    }
+
+    /// A router hears of batches, of commits and of what is settled.
+    const fn router_mailbox(&self) -> usize {
+        2 * self.mailbox + self.num_settling()
+    }
+
+    /// A worker hears of batches and of what is settled.
+    const fn worker_mailbox(&self) -> usize {
+        self.mailbox + self.num_settling()
+    }
+}
+
+/// What the runtime stands between.
+#[derive(Clone)]
+pub struct Edges {
+    /// What is durable.
+    pub store: Arc<dyn Store>,
+    /// Where messages go.
+    pub output: Arc<dyn Output>,
+    /// The right to commit and to publish.
+    pub claim: Arc<dyn Claim>,
+    /// The broker's duplicate window, if it has one.
+    pub duplicate_window: Option<Duration>,
+}
+
+/// What ends the process.
+#[derive(Debug)]
+pub enum Fault {
+    /// The store cannot be read or written.
+    Store(StoreError),
+    /// The program is wrong.
+    Defect(String),
+}
+
+/// Where faults are reported.
+#[derive(Clone)]
+pub struct Faults(mpsc::Sender<Fault>);
+
+impl Faults {
+    /// Ends the process; the first fault is the one that is told.
+    pub fn report(&self, fault: Fault) {
+        // A full channel holds an earlier fault, and a closed one has been heard.
+        drop(self.0.try_send(fault));
+    }
+
+    /// Sends within the permits of the message: a full mailbox means that a permit was forgotten.
+    fn send<A, M>(&self, to: &Addr<A>, message: M)
+    where
+        A: Actor + Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+        M: Message<Result = ()> + Send + 'static,
+    {
+        match to.try_send(message) {
+            // A closed mailbox belongs to an actor that is being restarted or stopped: what it held is read again.
+            Ok(()) | Err(SendError::Closed(_)) => {}
+            Err(SendError::Full(_)) => {
+                let mailbox = std::any::type_name::<A>();
+                self.report(Fault::Defect(format!("the mailbox of {mailbox} is full")));
+            }
+        }
+    }
+}
+
+/// Which worker owns a partition, and which router feeds a worker.
+#[derive(Clone, Copy, Debug)]
+pub struct Shards {
+    /// Partitions of the store.
+    pub num_partitions: u16,
+    /// Workers that share them.
+    pub num_workers: usize,
+    /// Routers that share the workers.
+    pub num_routers: usize,
+}
+
+impl Shards {
+    /// The worker that owns a partition.
+    #[must_use]
+    pub fn worker_of(&self, partition: PartitionId) -> usize {
+        usize::from(partition.0) % self.num_workers
+    }
+
+    /// Where a partition stands among those of its worker.
+    #[must_use]
+    pub fn place_in_worker(&self, partition: PartitionId) -> usize {
+        usize::from(partition.0) / self.num_workers
+    }
+
+    /// The router that feeds a worker.
+    #[must_use]
+    pub const fn router_of(&self, worker: usize) -> usize {
+        worker % self.num_routers
+    }
+
+    /// Where a worker stands among those of its router.
+    #[must_use]
+    pub const fn place_in_router(&self, worker: usize) -> usize {
+        worker / self.num_routers
+    }
+
+    /// The partitions of a worker, in the order of [`Shards::place_in_worker`].
+    pub fn partitions_of(&self, worker: usize) -> impl Iterator<Item = PartitionId> {
+        let first = u16::try_from(worker).unwrap_or(u16::MAX);
+        (first..self.num_partitions).step_by(self.num_workers).map(PartitionId)
+    }
+
+    /// The workers of a router, in the order of [`Shards::place_in_router`].
+    pub fn workers_of(&self, router: usize) -> impl Iterator<Item = usize> {
+        (router..self.num_workers).step_by(self.num_routers)
+    }
+}
+
+/// What is owed to the broker by all workers: at its bound the input pauses.
+#[derive(Debug, Default)]
+pub struct OwedGauge {
+    rows: AtomicUsize,
+    bytes: AtomicUsize,
+    changed: Notify,
+}
+
+impl OwedGauge {
+    /// Owed messages and their bytes.
+    #[must_use]
+    pub fn now(&self) -> (usize, usize) {
+        (self.rows.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+    }
+
+    fn replace(&self, before: (usize, usize), after: (usize, usize)) {
+        for (total, before, after) in
+            [(&self.rows, before.0, after.0), (&self.bytes, before.1, after.1)]
+        {
+            if after >= before {
+                total.fetch_add(after - before, Ordering::Relaxed);
+            } else {
+                total.fetch_sub(before - after, Ordering::Relaxed);
+            }
+        }
+        if after < before {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Waits until no more than this is owed.
+    async fn at_most(&self, rows: usize, bytes: usize) {
+        loop {
+            let changed = self.changed.notified();
+            let (owed_rows, owed_bytes) = self.now();
+            if owed_rows <= rows && owed_bytes <= bytes {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// When each worker was last seen to work: seconds since the runtime began.
+#[derive(Debug)]
+pub struct Pulse {
+    began: std::time::Instant,
+    beats: Vec<AtomicU64>,
+    is_recovered: Vec<AtomicBool>,
+}
+
+impl Pulse {
+    fn new(num_workers: usize) -> Self {
+        Self {
+            began: std::time::Instant::now(),
+            beats: (0..num_workers).map(|_| AtomicU64::new(0)).collect(),
+            is_recovered: (0..num_workers).map(|_| AtomicBool::new(false)).collect(),
+        }
+    }
+
+    fn beat(&self, worker: usize) {
+        if let Some(beat) = self.beats.get(worker) {
+            beat.store(self.began.elapsed().as_secs(), Ordering::Relaxed);
+        }
+    }
+
+    fn set_recovered(&self, worker: usize, recovered: bool) {
+        if let Some(is_recovered) = self.is_recovered.get(worker) {
+            is_recovered.store(recovered, Ordering::Release);
+        }
+    }
+
+    /// The longest time since a worker was seen to work; a worker that reads its store does work.
+    #[must_use]
+    pub fn oldest_beat(&self) -> Duration {
+        let now = self.began.elapsed().as_secs();
+        let silent = self.beats.iter().zip(&self.is_recovered).map(|(beat, is_recovered)| {
+            let is_recovered = is_recovered.load(Ordering::Acquire);
+            if is_recovered { now.saturating_sub(beat.load(Ordering::Relaxed)) } else { 0 }
+        });
+        Duration::from_secs(silent.max().unwrap_or_default())
+    }
+}
+
+/// What the actors share: the edges and the counters, nothing that moves.
+pub(crate) struct Shared<D: Domain> {
+    edges: Edges,
+    codec: Codec<D>,
+    domain_settings: D::Settings,
+    settings: Settings,
+    shards: Shards,
+    faults: Faults,
+    owed: OwedGauge,
+    pulse: Pulse,
+    /// Set when the actors are being stopped: a worker that ends now is not started again.
+    is_stopping: AtomicBool,
+}
+
+/// The running actors.
+pub struct Runtime<D: Domain> {
+    shared: Arc<Shared<D>>,
+    system: System,
+    system_thread: JoinHandle<()>,
+    actors: Actors<D>,
+    permits: Arc<Semaphore>,
+    stop_reading: watch::Sender<bool>,
+    reader: Option<tokio::task::JoinHandle<()>>,
+}
+
+/// The addresses that the world outside the actors needs.
+struct Actors<D: Domain> {
+    listeners: Vec<Addr<Listener<D>>>,
+    routers: Vec<Addr<Router<D>>>,
+    aggregator: Addr<Aggregator>,
+    recovered: Vec<oneshot::Receiver<()>>,
+}
+
+impl<D: Domain> Runtime<D> {
+    /// Starts every actor; the workers begin to read the store at once. Faults arrive at the receiver.
+    #[must_use]
+    pub fn start(
+        edges: Edges,
+        codec: Codec<D>,
+        domain_settings: D::Settings,
+        settings: Settings,
+        instance: String,
+    ) -> (Self, mpsc::Receiver<Fault>) {
+        let (faults, fault_receiver) = mpsc::channel(1);
+        let shards = Shards {
+            num_partitions: edges.store.num_partitions(),
+            num_workers: settings.num_workers,
+            num_routers: settings.num_routers.min(settings.num_workers),
+        };
+        let shared = Arc::new(Shared {
+            edges,
+            codec,
+            domain_settings,
+            settings,
+            shards,
+            faults: Faults(faults),
+            owed: OwedGauge::default(),
+            pulse: Pulse::new(settings.num_workers),
+            is_stopping: AtomicBool::new(false),
+        });
+        let (sender, started) = std::sync::mpsc::sync_channel(1);
+        let for_actors = Arc::clone(&shared);
+        let system_thread = std::thread::Builder::new()
+            .name("actors".to_owned())
+            .spawn(move || run_system(&for_actors, instance, &sender))
+            .expect("the system has a thread left");
+        let (system, actors) = started.recv().expect("the actor system starts");
+        let runtime = Self {
+            permits: Arc::new(Semaphore::new(settings.in_flight)),
+            stop_reading: watch::Sender::new(false),
+            shared,
+            system,
+            system_thread,
+            actors,
+            reader: None,
+        };
+        (runtime, fault_receiver)
+    }
+
+    /// Resolves when every worker has read its part of the store; never, when one cannot.
+    pub async fn recovered(&mut self) {
+        let recovered = join_all(self.actors.recovered.drain(..)).await;
+        if recovered.iter().any(Result::is_err) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Begins to read the input; resolves when every partition has committed where reading begins.
+    pub async fn read(&mut self, input: Box<dyn Input>) {
+        let mut reader = Reader::new(
+            input,
+            Arc::clone(&self.shared),
+            self.actors.listeners.clone(),
+            Arc::clone(&self.permits),
+            self.actors.aggregator.clone(),
+        );
+        reader.begin().await;
+        self.reader = Some(tokio::spawn(reader.run(self.stop_reading.subscribe())));
+    }
+
+    /// When the workers were last seen to work.
+    #[must_use]
+    pub fn pulse(&self) -> &Pulse {
+        &self.shared.pulse
+    }
+
+    /// Messages accepted and not yet committed.
+    #[must_use]
+    pub fn num_in_flight(&self) -> usize {
+        self.shared.settings.in_flight - self.permits.available_permits()
+    }
+
+    /// Owed messages and their bytes.
+    #[must_use]
+    pub fn owed(&self) -> (usize, usize) {
+        self.shared.owed.now()
+    }
+
+    /// Stops reading, then waits until everything that was accepted is committed.
+    pub async fn drain_input(&mut self) {
+        self.stop_reading.send_replace(true);
+        if let Some(reader) = &mut self.reader
+            && let Err(error) = reader.await
+        {
+            error!(%error, "the reader ended");
+        }
+        let all = u32::try_from(self.shared.settings.in_flight).unwrap_or(u32::MAX);
+        // The semaphore is never closed.
+        drop(self.permits.acquire_many(all).await);
+    }
+
+    /// Waits until the broker has confirmed everything that is owed.
+    pub async fn drain_output(&self) {
+        self.shared.owed.at_most(0, 0).await;
+    }
+
+    /// Makes what the workers still hold durable (that messages were confirmed), and stops every actor.
+    pub async fn stop(self) {
+        for router in &self.actors.routers {
+            // A router that is gone has no worker to flush.
+            drop(router.send(Flush).await);
+        }
+        drop(self.actors.aggregator.send(PublishNow).await);
+        self.shared.is_stopping.store(true, Ordering::Release);
+        self.system.stop();
+        if self.system_thread.join().is_err() {
+            error!("the actor system ended with a panic");
+        }
+    }
+}
+
+/// Runs the actor system until it is stopped.
+fn run_system<D: Domain>(
+    shared: &Arc<Shared<D>>,
+    instance: String,
+    started: &std::sync::mpsc::SyncSender<(System, Actors<D>)>,
+) {
+    let runner = System::new();
+    let actors = runner.block_on(async { start_actors(shared, instance) });
+    // The receiver waits for exactly this.
+    drop(started.send((System::current(), actors)));
+    if let Err(error) = runner.run() {
+        error!(%error, "the actor system ended");
+    }
+}
+
+/// Starts the last stage first, so that each has the address of its next.
+fn start_actors<D: Domain>(shared: &Arc<Shared<D>>, instance: String) -> Actors<D> {
+    let settings = shared.settings;
+    let (output, interval) = (Arc::clone(&shared.edges.output), settings.aggregate_interval);
+    let aggregator = start_actor(&Arbiter::new().handle(), metrics::MAILBOX, move |_| {
+        Aggregator::new(output, instance, interval)
+    });
+    // The producers answer to the routers, which are started after them.
+    let (senders, receivers): (Vec<_>, Vec<_>) = (0..shared.shards.num_routers)
+        .map(|_| channel::channel::<Router<D>>(settings.router_mailbox()))
+        .unzip();
+    let routers: Vec<Addr<Router<D>>> = senders.into_iter().map(Addr::new).collect();
+    let producers: Vec<_> = (0..settings.num_producers)
+        .map(|_| {
+            let (shared, routers) = (Arc::clone(shared), routers.clone());
+            let aggregator = aggregator.clone();
+            start_actor(&Arbiter::new().handle(), producer::MAILBOX, move |_| {
+                Producer::new(shared, routers, aggregator)
+            })
+        })
+        .collect();
+    let mut recovered = Vec::new();
+    for (index, (receiver, address)) in receivers.into_iter().zip(routers.clone()).enumerate() {
+        let workers = shared.shards.workers_of(index);
+        let seats: Vec<router::Seat> = workers
+            .map(|worker| {
+                let (sender, receiver) = oneshot::channel();
+                recovered.push(receiver);
+                (worker, Arbiter::new().handle(), sender)
+            })
+            .collect();
+        let (shared, producers) = (Arc::clone(shared), producers.clone());
+        let aggregator = aggregator.clone();
+        Arbiter::new().handle().spawn_fn(move || {
+            let router = Router::new(shared, address, producers, aggregator, seats);
+            actix::spawn(Context::with_receiver(receiver).into_future(router));
+        });
+    }
+    let listeners = (0..settings.num_listeners)
+        .map(|_| {
+            let (shared, routers) = (Arc::clone(shared), routers.clone());
+            start_actor(&Arbiter::new().handle(), settings.mailbox, move |_| {
+                Listener::new(shared, routers)
+            })
+        })
+        .collect();
+    Actors { listeners, routers, aggregator, recovered }
+}
+
+/// Starts an actor on a thread, with a mailbox of its bound from the first message on.
+fn start_actor<A: Actor<Context = Context<A>>>(
+    arbiter: &ArbiterHandle,
+    mailbox: usize,
+    make: impl FnOnce(Addr<A>) -> A + Send + 'static,
+) -> Addr<A> {
+    let (sender, receiver) = channel::channel(mailbox);
+    let address = Addr::new(sender);
+    let own_address = address.clone();
+    arbiter.spawn_fn(move || {
+        actix::spawn(Context::with_receiver(receiver).into_future(make(own_address)));
+    });
+    address
+}

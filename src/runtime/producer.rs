@@ -1,0 +1,347 @@
+//! The actor that publishes what is owed until the broker has confirmed it.
+//!
+//! Owns: the messages under way and those that wait for room. Mailbox: what does not fit waits with the worker.
+//! Dies of: nothing that a message can hold. Stops: with its arbiter; what is unconfirmed stays owed in the store.
+//!
+//! | the broker says | what follows |
+//! |---|---|
+//! | confirmed | the worker removes the row |
+//! | nothing, or refused for now | sent again under the same id, with a growing pause |
+//! | refused for good | parked: the lane goes on, and it is tried again every [`PARKED_PAUSE`] |
+//!
+//! A message that may have been sent before the duplicate window ended is looked for in the output stream before it
+//! is sent again; every attempt is made only while the claim is held.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use actix::prelude::*;
+use tokio::sync::{mpsc, oneshot};
+use tracing::{error, info, warn};
+
+use crate::bus::{Confirmation, Outbound, PublishError};
+use crate::core::ids::PartitionId;
+use crate::core::outbox::{Body, OutboxKey, Owed};
+use crate::core::partition::Domain;
+use crate::core::time::Timestamp;
+
+use super::Shared;
+use super::delivery::{Outcome, Publish, Settled};
+use super::metrics::{Aggregator, Metric, Observation, Observed, Source};
+use super::router::Router;
+
+/// How many messages a producer's mailbox holds.
+pub(super) const MAILBOX: usize = 4096;
+/// How long a message that is refused for good waits before it is tried again.
+const PARKED_PAUSE: Duration = Duration::from_secs(30);
+/// The pause after the first attempt that was not confirmed; it doubles up to [`MAX_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest pause between two attempts.
+const MAX_PAUSE: Duration = Duration::from_secs(2);
+/// How many messages one look into the output stream asks for.
+const MAX_LOOKUP: usize = 10_000;
+
+/// Publishes what is owed.
+pub(super) struct Producer<D: Domain> {
+    shared: Arc<Shared<D>>,
+    routers: Vec<Addr<Router<D>>>,
+    aggregator: Addr<Aggregator>,
+    lookups: mpsc::Sender<Lookup>,
+    waiting: VecDeque<Publish<D::Outgoing>>,
+    /// What waits, is under way or is parked: a restarted worker offers it again.
+    known: HashSet<(PartitionId, OutboxKey)>,
+    num_in_flight: usize,
+}
+
+/// Asks whether messages are in the output stream already.
+struct Lookup {
+    subject: &'static str,
+    ids: Vec<String>,
+    after: u64,
+    found: oneshot::Sender<HashMap<String, u64>>,
+}
+
+/// How the publishing of one message ended.
+struct Ended {
+    outcome: Outcome,
+    took: Duration,
+    /// Whether a first attempt was taken for a repeat: an id was used twice.
+    num_false_duplicates: u64,
+    num_repeats: u64,
+}
+
+impl<D: Domain> Producer<D> {
+    pub(super) fn new(
+        shared: Arc<Shared<D>>,
+        routers: Vec<Addr<Router<D>>>,
+        aggregator: Addr<Aggregator>,
+    ) -> Self {
+        let (lookups, asked) = mpsc::channel(MAX_LOOKUP);
+        actix::spawn(look_up(Arc::clone(&shared), asked));
+        Self {
+            shared,
+            routers,
+            aggregator,
+            lookups,
+            waiting: VecDeque::new(),
+            known: HashSet::new(),
+            num_in_flight: 0,
+        }
+    }
+
+    fn pump(&mut self, ctx: &mut Context<Self>) {
+        while self.num_in_flight < self.shared.settings.producer_in_flight
+            && let Some(publish) = self.waiting.pop_front()
+        {
+            self.num_in_flight += 1;
+            let (shared, lookups) = (Arc::clone(&self.shared), self.lookups.clone());
+            let attempts = async move {
+                let ended = deliver(&shared, &lookups, &publish.owed).await;
+                (publish, ended)
+            };
+            ctx.spawn(attempts.into_actor(self).map(|(publish, ended), producer, ctx| {
+                producer.num_in_flight -= 1;
+                producer.settle(publish, &ended, ctx);
+                producer.pump(ctx);
+            }));
+        }
+    }
+
+    fn settle(
+        &mut self,
+        publish: Publish<D::Outgoing>,
+        ended: &Ended,
+        ctx: &mut Context<Self>,
+    ) {
+        let (partition, key) = (publish.partition, publish.owed.key);
+        self.observe(&publish.owed, ended);
+        match ended.outcome {
+            Outcome::Published(_) => {
+                self.known.remove(&(partition, key));
+            }
+            Outcome::Parked => {
+                ctx.run_later(PARKED_PAUSE, |producer, ctx| {
+                    producer.waiting.push_back(publish);
+                    producer.pump(ctx);
+                });
+            }
+        }
+        let shards = self.shared.shards;
+        let router = shards.router_of(shards.worker_of(partition));
+        if let Some(router) = self.routers.get(router) {
+            let settled = Settled { partition, key, outcome: ended.outcome };
+            self.shared.faults.send(router, settled);
+        }
+    }
+
+    fn observe(&self, owed: &Owed<D::Outgoing>, ended: &Ended) {
+        let mut observations = vec![
+            Observation::count(Metric::PublishRepeats, ended.num_repeats),
+            Observation::count(Metric::FalseDuplicates, ended.num_false_duplicates),
+        ];
+        if matches!(ended.outcome, Outcome::Published(_)) {
+            observations.push(match owed.body {
+                Body::Message(_) => Observation::count(Metric::DigestsPublished, 1),
+                Body::DeadLetter(_) => Observation::count(Metric::DeadLettersPublished, 1),
+            });
+            if !owed.is_recovered && matches!(owed.body, Body::Message(_)) {
+                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+                let now = Timestamp::EPOCH.plus(now.unwrap_or_default());
+                let waited = now.since(owed.since).max(ended.took);
+                observations.push(Observation::sample(Metric::RequestToPublished, waited.as_secs_f64()));
+            }
+        } else {
+            observations.push(Observation::count(Metric::Parked, 1));
+        }
+        drop(self.aggregator.try_send(Observed { source: Source::Other, observations }));
+    }
+}
+
+/// Publishes one message, all its parts in order, until it is confirmed or refused for good.
+async fn deliver<D: Domain>(
+    shared: &Shared<D>,
+    lookups: &mpsc::Sender<Lookup>,
+    owed: &Owed<D::Outgoing>,
+) -> Ended {
+    let began = Instant::now();
+    let mut ended =
+        Ended { outcome: Outcome::Parked, took: Duration::ZERO, num_false_duplicates: 0, num_repeats: 0 };
+    let mut attempts = Attempts::new(owed.is_recovered, shared.edges.duplicate_window);
+    let mut stored: HashMap<String, u64> = HashMap::new();
+    let mut pause = FIRST_PAUSE;
+    loop {
+        shared.edges.claim.held().await;
+        let max_payload = shared.edges.output.max_payload();
+        let parts = match (shared.codec.encode)(owed, max_payload) {
+            Ok(parts) => parts,
+            Err(reason) => {
+                error!(id = %owed.id, reason, "message cannot be published, it stays owed");
+                break;
+            }
+        };
+        if attempts.may_be_forgotten() {
+            stored.extend(find(lookups, &parts, owed.search_from).await);
+        }
+        match publish_parts(shared, &parts, &mut stored, &mut attempts, &mut ended).await {
+            Ok(sequence) => {
+                ended.outcome = Outcome::Published(sequence);
+                break;
+            }
+            Err(PublishError::Unconfirmed(reason)) => {
+                ended.num_repeats += 1;
+                if ended.num_repeats.is_power_of_two() {
+                    info!(id = %owed.id, reason, repeats = ended.num_repeats, "message sent again");
+                }
+                tokio::time::sleep(with_jitter(pause)).await;
+                pause = (pause * 2).min(MAX_PAUSE);
+            }
+            Err(PublishError::Refused(reason)) => {
+                error!(id = %owed.id, reason, "broker refuses a message for good, it stays owed");
+                break;
+            }
+        }
+    }
+    ended.took = began.elapsed();
+    ended
+}
+
+/// Publishes the parts that are not stored yet, one after the other; returns the last sequence.
+async fn publish_parts<D: Domain>(
+    shared: &Shared<D>,
+    parts: &[Outbound],
+    stored: &mut HashMap<String, u64>,
+    attempts: &mut Attempts,
+    ended: &mut Ended,
+) -> Result<Option<u64>, PublishError> {
+    let mut last = None;
+    for part in parts {
+        if let Some(&sequence) = stored.get(&part.id) {
+            last = Some(sequence);
+            continue;
+        }
+        if !shared.edges.claim.is_held() {
+            return Err(PublishError::Unconfirmed("the claim on the input was lost".to_owned()));
+        }
+        let is_first = attempts.begin(&part.id);
+        let Confirmation { sequence, is_duplicate } =
+            shared.edges.output.publish(part.clone()).await?;
+        if is_duplicate && is_first {
+            ended.num_false_duplicates += 1;
+            error!(id = part.id, "broker took a first attempt for a repeat: another store answers this input, or its id was used before");
+        }
+        if let Some(sequence) = sequence {
+            stored.insert(part.id.clone(), sequence);
+        }
+        last = sequence;
+    }
+    Ok(last)
+}
+
+/// When the parts of one message were first sent.
+struct Attempts {
+    first: Option<Instant>,
+    begun: HashSet<String>,
+    is_recovered: bool,
+    window: Option<Duration>,
+    is_looked_up: bool,
+}
+
+impl Attempts {
+    fn new(is_recovered: bool, window: Option<Duration>) -> Self {
+        Self { first: None, begun: HashSet::new(), is_recovered, window, is_looked_up: false }
+    }
+
+    /// Whether the broker may have stored an attempt and forgotten its id: half the window is the margin.
+    fn may_be_forgotten(&mut self) -> bool {
+        let Some(window) = self.window else {
+            return false;
+        };
+        if self.is_recovered && !self.is_looked_up {
+            self.is_looked_up = true;
+            return true;
+        }
+        self.first.is_some_and(|first| first.elapsed() > window / 2)
+    }
+
+    /// Notes an attempt; returns whether it is certainly the first under this id.
+    fn begin(&mut self, id: &str) -> bool {
+        self.first.get_or_insert_with(Instant::now);
+        self.begun.insert(id.to_owned()) && !self.is_recovered
+    }
+}
+
+async fn find(
+    lookups: &mpsc::Sender<Lookup>,
+    parts: &[Outbound],
+    after: u64,
+) -> HashMap<String, u64> {
+    let Some(first) = parts.first() else {
+        return HashMap::new();
+    };
+    let (sender, found) = oneshot::channel();
+    let ids = parts.iter().map(|part| part.id.clone()).collect();
+    let lookup = Lookup { subject: first.subject, ids, after, found: sender };
+    // The task that answers lives as long as the producer's thread.
+    drop(lookups.send(lookup).await);
+    found.await.unwrap_or_default()
+}
+
+/// Answers lookups, all that wait with one reading of the output stream.
+async fn look_up<D: Domain>(shared: Arc<Shared<D>>, mut asked: mpsc::Receiver<Lookup>) {
+    let mut lookups = Vec::new();
+    while asked.recv_many(&mut lookups, MAX_LOOKUP).await > 0 {
+        let mut by_subject: HashMap<&'static str, Vec<Lookup>> = HashMap::new();
+        for lookup in lookups.drain(..) {
+            by_subject.entry(lookup.subject).or_default().push(lookup);
+        }
+        for (subject, lookups) in by_subject {
+            let found = find_all(&shared, subject, &lookups).await;
+            for lookup in lookups {
+                let of_lookup = lookup.ids.iter().filter_map(|id| found.get_key_value(id));
+                let of_lookup = of_lookup.map(|(id, &sequence)| (id.clone(), sequence)).collect();
+                // Who asked may have been stopped meanwhile.
+                drop(lookup.found.send(of_lookup));
+            }
+        }
+    }
+}
+
+async fn find_all<D: Domain>(
+    shared: &Shared<D>,
+    subject: &'static str,
+    lookups: &[Lookup],
+) -> HashMap<String, u64> {
+    let ids: HashSet<String> = lookups.iter().flat_map(|it| it.ids.iter().cloned()).collect();
+    let after = lookups.iter().map(|it| it.after).min().unwrap_or_default();
+    loop {
+        match shared.edges.output.find(subject, ids.clone(), after).await {
+            Ok(found) => return found.into_iter().collect(),
+            Err(error) => warn!(%error, "failed to look into the output stream, trying again"),
+        }
+        tokio::time::sleep(with_jitter(MAX_PAUSE)).await;
+    }
+}
+
+/// A pause of half to the whole length, so that many waiters do not come back at once.
+fn with_jitter(pause: Duration) -> Duration {
+    let random = RandomState::new().build_hasher().finish();
+    pause / 2 + (pause / 2).mul_f64(f64::from(random as u32) / f64::from(u32::MAX))
+}
+
+impl<D: Domain> Actor for Producer<D> {
+    type Context = Context<Self>;
+}
+
+impl<D: Domain> Handler<Publish<D::Outgoing>> for Producer<D> {
+    type Result = ();
+
+    fn handle(&mut self, publish: Publish<D::Outgoing>, ctx: &mut Self::Context) {
+        // A restarted worker offers again what is on its way already.
+        if self.known.insert((publish.partition, publish.owed.key)) {
+            self.waiting.push_back(publish);
+            self.pump(ctx);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! The task that pulls batches in: the one place where the daemon waits for its own bounds.
+//!
+//! Before a batch goes on, the claim is held, no more is owed than `producers.owed`, and there is a permit for
+//! each of its messages. Batches are numbered from 1; the listeners take turns. An empty batch says where a
+//! generation begins: every partition commits that before the generation's first message is taken.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use actix::Addr;
+use futures::FutureExt;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::bus::{Input, RawBatch};
+use crate::core::partition::Domain;
+use crate::core::position::Origin;
+
+use super::Shared;
+use super::delivery::{Batch, Read};
+use super::listener::Listener;
+use super::metrics::{Aggregator, Metric, Observation, Observed, Source};
+
+/// How many messages a batch holds at the most.
+const MAX_BATCH: usize = 4096;
+/// How long a reader that is told to stop still takes what has arrived.
+const LAST_CALL: Duration = Duration::from_secs(1);
+/// How often the reader reports.
+const REPORT: Duration = Duration::from_secs(1);
+
+/// Pulls batches in.
+pub(super) struct Reader<D: Domain> {
+    input: Box<dyn Input>,
+    shared: Arc<Shared<D>>,
+    listeners: Vec<Addr<Listener<D>>>,
+    permits: Arc<Semaphore>,
+    aggregator: Addr<Aggregator>,
+    number: u64,
+}
+
+impl<D: Domain> Reader<D> {
+    pub(super) const fn new(
+        input: Box<dyn Input>,
+        shared: Arc<Shared<D>>,
+        listeners: Vec<Addr<Listener<D>>>,
+        permits: Arc<Semaphore>,
+        aggregator: Addr<Aggregator>,
+    ) -> Self {
+        Self { input, shared, listeners, permits, aggregator, number: 0 }
+    }
+
+    /// Makes every partition commit where reading begins, so that all of them have a position.
+    pub(super) async fn begin(&mut self) {
+        let watermark = self.input.begin();
+        let (origin, generation) = (watermark.origin, watermark.cursor.generation);
+        let messages = Vec::new();
+        self.forward(RawBatch { origin, generation, messages, watermark }).await;
+    }
+
+    /// Reads until it is told to stop. What was pulled and not forwarded is read again after the next start.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut report = interval(REPORT);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let max_messages = MAX_BATCH.min(self.shared.settings.in_flight);
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                _ = report.tick() => self.report(),
+                batch = self.input.next(max_messages) => self.forward(batch).await,
+            }
+        }
+        self.forward_arrived(max_messages).await;
+        self.report();
+    }
+
+    /// Forwards what has reached the process where the broker keeps no copy of it.
+    async fn forward_arrived(&mut self, max_messages: usize) {
+        let until = Instant::now() + LAST_CALL;
+        while self.input.begin().origin == Origin::Session
+            && Instant::now() < until
+            && let Some(batch) = self.input.next(max_messages).now_or_never()
+        {
+            self.forward(batch).await;
+        }
+    }
+
+    async fn forward(&mut self, raw: RawBatch) {
+        let settings = self.shared.settings;
+        self.shared.edges.claim.held().await;
+        self.shared.owed.at_most(settings.owed_rows, settings.owed_bytes).await;
+        let num_permits = u32::try_from(raw.messages.len().max(1)).unwrap_or(u32::MAX);
+        let Ok(permit) = Arc::clone(&self.permits).acquire_many_owned(num_permits).await else {
+            return;
+        };
+        let is_beginning = raw.messages.is_empty();
+        self.number += 1;
+        let read = Read { number: self.number, batch: Arc::new(Batch { raw, permit }) };
+        let turn = self.number % u64::try_from(self.listeners.len()).unwrap_or(1).max(1);
+        if let Some(listener) = self.listeners.get(usize::try_from(turn).unwrap_or_default()) {
+            self.shared.faults.send(listener, read);
+        }
+        if is_beginning {
+            let all = u32::try_from(settings.in_flight).unwrap_or(u32::MAX);
+            // All permits are back when everything before is committed, the beginning included.
+            drop(self.permits.acquire_many(all).await);
+        }
+    }
+
+    fn report(&mut self) {
+        let stats = self.input.take_stats();
+        let in_flight = self.shared.settings.in_flight - self.permits.available_permits();
+        let (owed, owed_bytes) = self.shared.owed.now();
+        let observations = vec![
+            Observation::level(Metric::InputLag, stats.lag as f64),
+            Observation::count(Metric::InputLost, stats.missing).with("how", "missing"),
+            Observation::count(Metric::InputLost, stats.dropped).with("how", "dropped"),
+            Observation::count(Metric::InputRewrites, stats.rewrites),
+            Observation::level(Metric::InFlight, in_flight as f64),
+            Observation::level(Metric::Owed, owed as f64),
+            Observation::level(Metric::OwedBytes, owed_bytes as f64),
+        ];
+        // Telemetry may be lost.
+        drop(self.aggregator.try_send(Observed { source: Source::Reader, observations }));
+    }
+}
