@@ -1,0 +1,60 @@
+//! Every JSON shape, subject and header on NATS.
+//!
+//! | subject | direction | shape |
+//! |---|---|---|
+//! | `AlarmStatusChanged`, `AlarmStatusChanged.<token>` | in | `{"AlarmID","UserID","Status","ChangedAt"}` |
+//! | `SendAlarmDigest`, `SendAlarmDigest.<token>` | in | `{"UserID"}` |
+//! | `AlarmDigest` | out | `{"UserID","ActiveAlarms":[{"AlarmID","Status","LatestChangedAt"}, …]}` |
+//! | `MetricAggregate` | out | `{"Instance","From","To","Metrics":[…]}` |
+//! | `tocsin.dead_letter` | out | a refused message's bytes, unchanged |
+//! | a reply subject | out | `{"ok":true}` or `{"ok":false,"reason":"…"}` |
+//!
+//! [`decode`] reads what comes in and is total: any bytes give a command or a [`Reject`]. The encoders never
+//! make a message larger than the broker takes, headers included. Nothing here waits or does I/O; the domains
+//! know nothing of it.
+
+mod decode;
+mod encode;
+
+pub use decode::{Limits, Reject, decode, decode_digest};
+pub use encode::{
+    Aggregate, Metric, TooLarge, encode_command, encode_reply, message_bytes, split_dead_letter,
+    split_digest,
+};
+
+/// A change of an alarm.
+pub const CHANGE: &str = "AlarmStatusChanged";
+/// A request for a user's digest.
+pub const REQUEST: &str = "SendAlarmDigest";
+/// Where changes come on.
+pub const CHANGE_SUBJECTS: [&str; 2] = [CHANGE, "AlarmStatusChanged.*"];
+/// Where requests come on.
+pub const REQUEST_SUBJECTS: [&str; 2] = [REQUEST, "SendAlarmDigest.*"];
+/// Everything that is read.
+pub const INPUT_SUBJECTS: [&str; 4] = [
+    CHANGE_SUBJECTS[0],
+    CHANGE_SUBJECTS[1],
+    REQUEST_SUBJECTS[0],
+    REQUEST_SUBJECTS[1],
+];
+/// Digests.
+pub const DIGEST: &str = "AlarmDigest";
+/// What happened in the last window.
+pub const METRICS: &str = "MetricAggregate";
+/// Asks which store owns the input, on a server without streams.
+pub const OWNER: &str = "tocsin.owner";
+/// Refused messages.
+pub const DEAD_LETTER: &str = "tocsin.dead_letter";
+/// Holds the claim of the store that owns the input, on a server with streams.
+pub const CLAIM: &str = "tocsin.claim";
+
+/// The id by which the broker knows a repeat.
+pub const MESSAGE_ID_HEADER: &str = "Nats-Msg-Id";
+/// Which part of how many, `2/3`, of a message that was split.
+pub const PART_HEADER: &str = "Tocsin-Part";
+/// The stable code of a refusal.
+pub const REASON_HEADER: &str = "Tocsin-Reason";
+/// The subject a refused message came on.
+pub const SUBJECT_HEADER: &str = "Tocsin-Subject";
+/// What exactly was wrong with a refused message, in words.
+pub const DETAIL_HEADER: &str = "Tocsin-Detail";
