@@ -8,6 +8,7 @@
 //! | [`store`] | what is durable |
 //! | [`bus`] | NATS |
 
+pub mod app;
 pub mod bus;
 pub mod core;
 pub mod domains;

@@ -35,7 +35,7 @@ pub trait Domain: Sized + Unpin + 'static {
     /// One row that moves.
     type Change: Unpin;
     /// A message to publish.
-    type Outgoing: Send + Sync + 'static;
+    type Outgoing: Send + Sync + Unpin + 'static;
     /// Counts of what was decided, for the metrics.
     type Tally: Default + Unpin;
     /// What its configuration says.

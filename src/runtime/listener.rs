@@ -14,19 +14,25 @@ use crate::core::ids::{PartitionId, placement_hash};
 use crate::core::partition::{Delivered, Delivery, Domain};
 use crate::core::position::Cursor;
 
-use super::Shared;
 use super::delivery::{Read, Route};
 use super::router::Router;
+use super::{Lifeline, Shared};
 
 /// Reads batches for all routers.
 pub(super) struct Listener<D: Domain> {
     shared: Arc<Shared<D>>,
     routers: Vec<Addr<Router<D>>>,
+    _lifeline: Lifeline,
 }
 
 impl<D: Domain> Listener<D> {
-    pub(super) const fn new(shared: Arc<Shared<D>>, routers: Vec<Addr<Router<D>>>) -> Self {
-        Self { shared, routers }
+    pub(super) fn new(shared: Arc<Shared<D>>, routers: Vec<Addr<Router<D>>>) -> Self {
+        let _lifeline = shared.faults.clone().lifeline("listener");
+        Self {
+            shared,
+            routers,
+            _lifeline,
+        }
     }
 }
 
@@ -44,13 +50,19 @@ pub(super) fn read<D: Domain>(
         ),
     };
     let delivery = Delivery {
-        cursor: Cursor { generation, sequence: raw.sequence },
+        cursor: Cursor {
+            generation,
+            sequence: raw.sequence,
+        },
         timestamp: raw.timestamp,
         placement,
         body,
         reply_to: raw.reply_to.clone(),
     };
-    (PartitionId::of(placement, shared.shards.num_partitions), delivery)
+    (
+        PartitionId::of(placement, shared.shards.num_partitions),
+        delivery,
+    )
 }
 
 impl<D: Domain> Actor for Listener<D> {
@@ -64,8 +76,11 @@ impl<D: Domain> Handler<Read> for Listener<D> {
         let Read { number, batch } = read_batch;
         let raw = &batch.raw;
         let share = raw.messages.len() / self.routers.len().max(1) + 1;
-        let mut by_router: Vec<Vec<_>> =
-            self.routers.iter().map(|_| Vec::with_capacity(share)).collect();
+        let mut by_router: Vec<Vec<_>> = self
+            .routers
+            .iter()
+            .map(|_| Vec::with_capacity(share))
+            .collect();
         for message in &raw.messages {
             let (partition, delivery) = read(&self.shared, raw.generation, message);
             let shards = self.shared.shards;
@@ -76,7 +91,14 @@ impl<D: Domain> Handler<Read> for Listener<D> {
         }
         for (router, deliveries) in self.routers.iter().zip(by_router) {
             let batch = Arc::clone(&batch);
-            self.shared.faults.send(router, Route { number, batch, deliveries });
+            self.shared.faults.send(
+                router,
+                Route {
+                    number,
+                    batch,
+                    deliveries,
+                },
+            );
         }
     }
 }

@@ -128,25 +128,40 @@ impl Observation {
     /// So many more.
     #[must_use]
     pub const fn count(metric: Metric, count: u64) -> Self {
-        Self { metric, label: None, value: Value::Count(count) }
+        Self {
+            metric,
+            label: None,
+            value: Value::Count(count),
+        }
     }
 
     /// So many now.
     #[must_use]
     pub const fn level(metric: Metric, level: f64) -> Self {
-        Self { metric, label: None, value: Value::Level(level) }
+        Self {
+            metric,
+            label: None,
+            value: Value::Level(level),
+        }
     }
 
     /// One sample.
     #[must_use]
     pub const fn sample(metric: Metric, sample: f64) -> Self {
-        Self { metric, label: None, value: Value::Sample(sample) }
+        Self {
+            metric,
+            label: None,
+            value: Value::Sample(sample),
+        }
     }
 
     /// The same, of a kind.
     #[must_use]
     pub const fn with(self, name: &'static str, value: &'static str) -> Self {
-        Self { label: Some((name, value)), ..self }
+        Self {
+            label: Some((name, value)),
+            ..self
+        }
     }
 }
 
@@ -206,7 +221,9 @@ impl Series {
                     min: sample,
                     max: sample,
                 });
-                samples.histogram.saturating_record((sample * SAMPLES_PER_UNIT) as u64);
+                samples
+                    .histogram
+                    .saturating_record((sample * SAMPLES_PER_UNIT) as u64);
                 samples.sum += sample;
                 samples.min = samples.min.min(sample);
                 samples.max = samples.max.max(sample);
@@ -258,34 +275,60 @@ pub struct Aggregator {
 
 impl Aggregator {
     pub(super) fn new(output: Arc<dyn Output>, instance: String, interval: Duration) -> Self {
-        Self { output, instance, interval, from: now(), series: BTreeMap::new() }
+        Self {
+            output,
+            instance,
+            interval,
+            from: now(),
+            series: BTreeMap::new(),
+        }
     }
 
     fn add(&mut self, observed: Observed) {
         let mut levels: BTreeMap<Key, f64> = BTreeMap::new();
-        for Observation { metric, label, value } in observed.observations {
+        for Observation {
+            metric,
+            label,
+            value,
+        } in observed.observations
+        {
             self.series.entry((metric, label)).or_default().add(value);
             if let Value::Level(level) = value {
                 *levels.entry((metric, label)).or_default() += level;
             }
         }
         for (key, level) in levels {
-            self.series.entry(key).or_default().set_level(observed.source, level);
+            self.series
+                .entry(key)
+                .or_default()
+                .set_level(observed.source, level);
         }
     }
 
     fn publish(&mut self) {
         let to = now();
-        let metrics = self.series.iter_mut().map(|(&key, series)| series.take(key)).collect();
+        let metrics = self
+            .series
+            .iter_mut()
+            .map(|(&key, series)| series.take(key))
+            .collect();
         let from = std::mem::replace(&mut self.from, to);
-        let aggregate = wire::Aggregate { instance: self.instance.clone(), from, to, metrics };
-        self.output.send(wire::METRICS.to_owned(), aggregate.encode());
+        let aggregate = wire::Aggregate {
+            instance: self.instance.clone(),
+            from,
+            to,
+            metrics,
+        };
+        self.output
+            .send(wire::METRICS.to_owned(), aggregate.encode());
     }
 }
 
 /// The time of this machine: telemetry is stamped with it, alarms never are.
 fn now() -> Timestamp {
-    let since_1970 = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since_1970 = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     Timestamp::EPOCH.plus(since_1970)
 }
 

@@ -26,8 +26,8 @@ mod router;
 mod worker;
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actix::dev::{ToEnvelope, channel};
@@ -48,7 +48,6 @@ use metrics::{Aggregator, PublishNow};
 use producer::Producer;
 use reader::Reader;
 use router::Router;
-use worker::Worker;
 
 /// How many of each actor, and how much may wait.
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +144,31 @@ impl Faults {
     }
 }
 
+/// Held by an actor that must not end: its panic ends the process.
+struct Lifeline {
+    faults: Faults,
+    actor: &'static str,
+}
+
+impl Faults {
+    const fn lifeline(self, actor: &'static str) -> Lifeline {
+        Lifeline {
+            faults: self,
+            actor,
+        }
+    }
+}
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let actor = self.actor;
+            self.faults
+                .report(Fault::Defect(format!("the {actor} panicked")));
+        }
+    }
+}
+
 /// Which worker owns a partition, and which router feeds a worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Shards {
@@ -184,7 +208,9 @@ impl Shards {
     /// The partitions of a worker, in the order of [`Shards::place_in_worker`].
     pub fn partitions_of(&self, worker: usize) -> impl Iterator<Item = PartitionId> {
         let first = u16::try_from(worker).unwrap_or(u16::MAX);
-        (first..self.num_partitions).step_by(self.num_workers).map(PartitionId)
+        (first..self.num_partitions)
+            .step_by(self.num_workers)
+            .map(PartitionId)
     }
 
     /// The workers of a router, in the order of [`Shards::place_in_router`].
@@ -205,13 +231,17 @@ impl OwedGauge {
     /// Owed messages and their bytes.
     #[must_use]
     pub fn now(&self) -> (usize, usize) {
-        (self.rows.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
+        (
+            self.rows.load(Ordering::Relaxed),
+            self.bytes.load(Ordering::Relaxed),
+        )
     }
 
     fn replace(&self, before: (usize, usize), after: (usize, usize)) {
-        for (total, before, after) in
-            [(&self.rows, before.0, after.0), (&self.bytes, before.1, after.1)]
-        {
+        for (total, before, after) in [
+            (&self.rows, before.0, after.0),
+            (&self.bytes, before.1, after.1),
+        ] {
             if after >= before {
                 total.fetch_add(after - before, Ordering::Relaxed);
             } else {
@@ -269,10 +299,18 @@ impl Pulse {
     #[must_use]
     pub fn oldest_beat(&self) -> Duration {
         let now = self.began.elapsed().as_secs();
-        let silent = self.beats.iter().zip(&self.is_recovered).map(|(beat, is_recovered)| {
-            let is_recovered = is_recovered.load(Ordering::Acquire);
-            if is_recovered { now.saturating_sub(beat.load(Ordering::Relaxed)) } else { 0 }
-        });
+        let silent = self
+            .beats
+            .iter()
+            .zip(&self.is_recovered)
+            .map(|(beat, is_recovered)| {
+                let is_recovered = is_recovered.load(Ordering::Acquire);
+                if is_recovered {
+                    now.saturating_sub(beat.load(Ordering::Relaxed))
+                } else {
+                    0
+                }
+            });
         Duration::from_secs(silent.max().unwrap_or_default())
     }
 }
@@ -417,9 +455,9 @@ impl<D: Domain> Runtime<D> {
     pub async fn stop(self) {
         for router in &self.actors.routers {
             // A router that is gone has no worker to flush.
-            drop(router.send(Flush).await);
+            router.send(Flush).await.ok();
         }
-        drop(self.actors.aggregator.send(PublishNow).await);
+        self.actors.aggregator.send(PublishNow).await.ok();
         self.shared.is_stopping.store(true, Ordering::Release);
         self.system.stop();
         if self.system_thread.join().is_err() {
@@ -446,7 +484,10 @@ fn run_system<D: Domain>(
 /// Starts the last stage first, so that each has the address of its next.
 fn start_actors<D: Domain>(shared: &Arc<Shared<D>>, instance: String) -> Actors<D> {
     let settings = shared.settings;
-    let (output, interval) = (Arc::clone(&shared.edges.output), settings.aggregate_interval);
+    let (output, interval) = (
+        Arc::clone(&shared.edges.output),
+        settings.aggregate_interval,
+    );
     let aggregator = start_actor(&Arbiter::new().handle(), metrics::MAILBOX, move |_| {
         Aggregator::new(output, instance, interval)
     });
@@ -489,7 +530,12 @@ fn start_actors<D: Domain>(shared: &Arc<Shared<D>>, instance: String) -> Actors<
             })
         })
         .collect();
-    Actors { listeners, routers, aggregator, recovered }
+    Actors {
+        listeners,
+        routers,
+        aggregator,
+        recovered,
+    }
 }
 
 /// Starts an actor on a thread, with a mailbox of its bound from the first message on.

@@ -27,10 +27,10 @@ use crate::core::outbox::{Body, OutboxKey, Owed};
 use crate::core::partition::Domain;
 use crate::core::time::Timestamp;
 
-use super::Shared;
 use super::delivery::{Outcome, Publish, Settled};
 use super::metrics::{Aggregator, Metric, Observation, Observed, Source};
 use super::router::Router;
+use super::{Lifeline, Shared};
 
 /// How many messages a producer's mailbox holds.
 pub(super) const MAILBOX: usize = 4096;
@@ -53,6 +53,7 @@ pub(super) struct Producer<D: Domain> {
     /// What waits, is under way or is parked: a restarted worker offers it again.
     known: HashSet<(PartitionId, OutboxKey)>,
     num_in_flight: usize,
+    _lifeline: Lifeline,
 }
 
 /// Asks whether messages are in the output stream already.
@@ -81,6 +82,7 @@ impl<D: Domain> Producer<D> {
         let (lookups, asked) = mpsc::channel(MAX_LOOKUP);
         actix::spawn(look_up(Arc::clone(&shared), asked));
         Self {
+            _lifeline: shared.faults.clone().lifeline("producer"),
             shared,
             routers,
             aggregator,
@@ -101,20 +103,19 @@ impl<D: Domain> Producer<D> {
                 let ended = deliver(&shared, &lookups, &publish.owed).await;
                 (publish, ended)
             };
-            ctx.spawn(attempts.into_actor(self).map(|(publish, ended), producer, ctx| {
-                producer.num_in_flight -= 1;
-                producer.settle(publish, &ended, ctx);
-                producer.pump(ctx);
-            }));
+            ctx.spawn(
+                attempts
+                    .into_actor(self)
+                    .map(|(publish, ended), producer, ctx| {
+                        producer.num_in_flight -= 1;
+                        producer.settle(publish, &ended, ctx);
+                        producer.pump(ctx);
+                    }),
+            );
         }
     }
 
-    fn settle(
-        &mut self,
-        publish: Publish<D::Outgoing>,
-        ended: &Ended,
-        ctx: &mut Context<Self>,
-    ) {
+    fn settle(&mut self, publish: Publish<D::Outgoing>, ended: &Ended, ctx: &mut Context<Self>) {
         let (partition, key) = (publish.partition, publish.owed.key);
         self.observe(&publish.owed, ended);
         match ended.outcome {
@@ -131,7 +132,11 @@ impl<D: Domain> Producer<D> {
         let shards = self.shared.shards;
         let router = shards.router_of(shards.worker_of(partition));
         if let Some(router) = self.routers.get(router) {
-            let settled = Settled { partition, key, outcome: ended.outcome };
+            let settled = Settled {
+                partition,
+                key,
+                outcome: ended.outcome,
+            };
             self.shared.faults.send(router, settled);
         }
     }
@@ -150,12 +155,18 @@ impl<D: Domain> Producer<D> {
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
                 let now = Timestamp::EPOCH.plus(now.unwrap_or_default());
                 let waited = now.since(owed.since).max(ended.took);
-                observations.push(Observation::sample(Metric::RequestToPublished, waited.as_secs_f64()));
+                observations.push(Observation::sample(
+                    Metric::RequestToPublished,
+                    waited.as_secs_f64(),
+                ));
             }
         } else {
             observations.push(Observation::count(Metric::Parked, 1));
         }
-        drop(self.aggregator.try_send(Observed { source: Source::Other, observations }));
+        drop(self.aggregator.try_send(Observed {
+            source: Source::Other,
+            observations,
+        }));
     }
 }
 
@@ -166,8 +177,12 @@ async fn deliver<D: Domain>(
     owed: &Owed<D::Outgoing>,
 ) -> Ended {
     let began = Instant::now();
-    let mut ended =
-        Ended { outcome: Outcome::Parked, took: Duration::ZERO, num_false_duplicates: 0, num_repeats: 0 };
+    let mut ended = Ended {
+        outcome: Outcome::Parked,
+        took: Duration::ZERO,
+        num_false_duplicates: 0,
+        num_repeats: 0,
+    };
     let mut attempts = Attempts::new(owed.is_recovered, shared.edges.duplicate_window);
     let mut stored: HashMap<String, u64> = HashMap::new();
     let mut pause = FIRST_PAUSE;
@@ -222,14 +237,21 @@ async fn publish_parts<D: Domain>(
             continue;
         }
         if !shared.edges.claim.is_held() {
-            return Err(PublishError::Unconfirmed("the claim on the input was lost".to_owned()));
+            return Err(PublishError::Unconfirmed(
+                "the claim on the input was lost".to_owned(),
+            ));
         }
         let is_first = attempts.begin(&part.id);
-        let Confirmation { sequence, is_duplicate } =
-            shared.edges.output.publish(part.clone()).await?;
+        let Confirmation {
+            sequence,
+            is_duplicate,
+        } = shared.edges.output.publish(part.clone()).await?;
         if is_duplicate && is_first {
             ended.num_false_duplicates += 1;
-            error!(id = part.id, "broker took a first attempt for a repeat: another store answers this input, or its id was used before");
+            error!(
+                id = part.id,
+                "broker took a first attempt for a repeat: another store answers this input, or its id was used before"
+            );
         }
         if let Some(sequence) = sequence {
             stored.insert(part.id.clone(), sequence);
@@ -250,7 +272,13 @@ struct Attempts {
 
 impl Attempts {
     fn new(is_recovered: bool, window: Option<Duration>) -> Self {
-        Self { first: None, begun: HashSet::new(), is_recovered, window, is_looked_up: false }
+        Self {
+            first: None,
+            begun: HashSet::new(),
+            is_recovered,
+            window,
+            is_looked_up: false,
+        }
     }
 
     /// Whether the broker may have stored an attempt and forgotten its id: half the window is the margin.
@@ -282,7 +310,12 @@ async fn find(
     };
     let (sender, found) = oneshot::channel();
     let ids = parts.iter().map(|part| part.id.clone()).collect();
-    let lookup = Lookup { subject: first.subject, ids, after, found: sender };
+    let lookup = Lookup {
+        subject: first.subject,
+        ids,
+        after,
+        found: sender,
+    };
     // The task that answers lives as long as the producer's thread.
     drop(lookups.send(lookup).await);
     found.await.unwrap_or_default()
@@ -300,7 +333,9 @@ async fn look_up<D: Domain>(shared: Arc<Shared<D>>, mut asked: mpsc::Receiver<Lo
             let found = find_all(&shared, subject, &lookups).await;
             for lookup in lookups {
                 let of_lookup = lookup.ids.iter().filter_map(|id| found.get_key_value(id));
-                let of_lookup = of_lookup.map(|(id, &sequence)| (id.clone(), sequence)).collect();
+                let of_lookup = of_lookup
+                    .map(|(id, &sequence)| (id.clone(), sequence))
+                    .collect();
                 // Who asked may have been stopped meanwhile.
                 drop(lookup.found.send(of_lookup));
             }
@@ -313,7 +348,10 @@ async fn find_all<D: Domain>(
     subject: &'static str,
     lookups: &[Lookup],
 ) -> HashMap<String, u64> {
-    let ids: HashSet<String> = lookups.iter().flat_map(|it| it.ids.iter().cloned()).collect();
+    let ids: HashSet<String> = lookups
+        .iter()
+        .flat_map(|it| it.ids.iter().cloned())
+        .collect();
     let after = lookups.iter().map(|it| it.after).min().unwrap_or_default();
     loop {
         match shared.edges.output.find(subject, ids.clone(), after).await {

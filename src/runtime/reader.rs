@@ -16,10 +16,10 @@ use crate::bus::{Input, RawBatch};
 use crate::core::partition::Domain;
 use crate::core::position::Origin;
 
-use super::Shared;
 use super::delivery::{Batch, Read};
 use super::listener::Listener;
 use super::metrics::{Aggregator, Metric, Observation, Observed, Source};
+use super::{Lifeline, Shared};
 
 /// How many messages a batch holds at the most.
 const MAX_BATCH: usize = 4096;
@@ -36,17 +36,26 @@ pub(super) struct Reader<D: Domain> {
     permits: Arc<Semaphore>,
     aggregator: Addr<Aggregator>,
     number: u64,
+    _lifeline: Lifeline,
 }
 
 impl<D: Domain> Reader<D> {
-    pub(super) const fn new(
+    pub(super) fn new(
         input: Box<dyn Input>,
         shared: Arc<Shared<D>>,
         listeners: Vec<Addr<Listener<D>>>,
         permits: Arc<Semaphore>,
         aggregator: Addr<Aggregator>,
     ) -> Self {
-        Self { input, shared, listeners, permits, aggregator, number: 0 }
+        Self {
+            _lifeline: shared.faults.clone().lifeline("reader"),
+            input,
+            shared,
+            listeners,
+            permits,
+            aggregator,
+            number: 0,
+        }
     }
 
     /// Makes every partition commit where reading begins, so that all of them have a position.
@@ -54,7 +63,13 @@ impl<D: Domain> Reader<D> {
         let watermark = self.input.begin();
         let (origin, generation) = (watermark.origin, watermark.cursor.generation);
         let messages = Vec::new();
-        self.forward(RawBatch { origin, generation, messages, watermark }).await;
+        self.forward(RawBatch {
+            origin,
+            generation,
+            messages,
+            watermark,
+        })
+        .await;
     }
 
     /// Reads until it is told to stop. What was pulled and not forwarded is read again after the next start.
@@ -65,9 +80,17 @@ impl<D: Domain> Reader<D> {
         loop {
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => break,
+                () = told(&mut stop) => break,
                 _ = report.tick() => self.report(),
-                batch = self.input.next(max_messages) => self.forward(batch).await,
+                batch = self.input.next(max_messages) => match batch.origin {
+                    Origin::Session => self.forward(batch).await,
+                    // The stream keeps it: it is read again.
+                    Origin::Stream { .. } => tokio::select! {
+                        biased;
+                        () = told(&mut stop) => break,
+                        () = self.forward(batch) => {}
+                    },
+                },
             }
         }
         self.forward_arrived(max_messages).await;
@@ -88,16 +111,28 @@ impl<D: Domain> Reader<D> {
     async fn forward(&mut self, raw: RawBatch) {
         let settings = self.shared.settings;
         self.shared.edges.claim.held().await;
-        self.shared.owed.at_most(settings.owed_rows, settings.owed_bytes).await;
+        self.shared
+            .owed
+            .at_most(settings.owed_rows, settings.owed_bytes)
+            .await;
         let num_permits = u32::try_from(raw.messages.len().max(1)).unwrap_or(u32::MAX);
-        let Ok(permit) = Arc::clone(&self.permits).acquire_many_owned(num_permits).await else {
+        let Ok(permit) = Arc::clone(&self.permits)
+            .acquire_many_owned(num_permits)
+            .await
+        else {
             return;
         };
         let is_beginning = raw.messages.is_empty();
         self.number += 1;
-        let read = Read { number: self.number, batch: Arc::new(Batch { raw, permit }) };
+        let read = Read {
+            number: self.number,
+            batch: Arc::new(Batch { raw, permit }),
+        };
         let turn = self.number % u64::try_from(self.listeners.len()).unwrap_or(1).max(1);
-        if let Some(listener) = self.listeners.get(usize::try_from(turn).unwrap_or_default()) {
+        if let Some(listener) = self
+            .listeners
+            .get(usize::try_from(turn).unwrap_or_default())
+        {
             self.shared.faults.send(listener, read);
         }
         if is_beginning {
@@ -121,6 +156,15 @@ impl<D: Domain> Reader<D> {
             Observation::level(Metric::OwedBytes, owed_bytes as f64),
         ];
         // Telemetry may be lost.
-        drop(self.aggregator.try_send(Observed { source: Source::Reader, observations }));
+        drop(self.aggregator.try_send(Observed {
+            source: Source::Reader,
+            observations,
+        }));
     }
+}
+
+/// Resolves when the reader is told to stop.
+async fn told(stop: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the runtime; without it there is nobody left to read for.
+    drop(stop.wait_for(|stop| *stop).await);
 }

@@ -24,7 +24,7 @@ use super::listener::read;
 use super::metrics::Aggregator;
 use super::producer::Producer;
 use super::worker::Worker;
-use super::{Fault, Shared, start_actor};
+use super::{Fault, Lifeline, Shared, start_actor};
 
 /// A message at which a worker panics so often goes to the dead letters.
 const MAX_PANICS: u32 = 3;
@@ -50,6 +50,7 @@ pub(super) struct Router<D: Domain> {
     retained: VecDeque<Retained>,
     /// How often a worker panicked at a message.
     panics: HashMap<Cursor, u32>,
+    _lifeline: Lifeline,
 }
 
 struct Slot<D: Domain> {
@@ -76,6 +77,7 @@ impl<D: Domain> Router<D> {
         seats: Vec<Seat>,
     ) -> Self {
         let mut router = Self {
+            _lifeline: shared.faults.clone().lifeline("router"),
             shared,
             address,
             producers,
@@ -89,7 +91,13 @@ impl<D: Domain> Router<D> {
         for (worker, arbiter, recovered) in seats {
             let address = router.start_worker(worker, &arbiter, 0, Some(recovered));
             let (incarnation, num_failures) = (0, 0);
-            router.slots.push(Slot { worker, arbiter, address, incarnation, num_failures });
+            router.slots.push(Slot {
+                worker,
+                arbiter,
+                address,
+                incarnation,
+                num_failures,
+            });
         }
         router
     }
@@ -105,19 +113,34 @@ impl<D: Domain> Router<D> {
         let (producers, aggregator) = (self.producers.clone(), self.aggregator.clone());
         let mailbox = self.shared.settings.worker_mailbox();
         start_actor(arbiter, mailbox, move |_| {
-            Worker::new(worker, incarnation, shared, router, producers, aggregator, recovered)
+            Worker::new(
+                worker,
+                incarnation,
+                shared,
+                router,
+                producers,
+                aggregator,
+                recovered,
+            )
         })
     }
 
     /// Gives every worker its part of a batch, and keeps the batch until they have committed it.
     fn shard(&mut self, route: Route<D::Command>) {
-        let Route { number, batch, deliveries } = route;
+        let Route {
+            number,
+            batch,
+            deliveries,
+        } = route;
         let shards = self.shared.shards;
         // An empty batch says where a generation begins: every partition commits that before its messages.
         let must_commit = batch.raw.messages.is_empty();
         let share = deliveries.len() / self.slots.len().max(1) + 1;
-        let mut by_worker: Vec<_> =
-            self.slots.iter().map(|_| Vec::with_capacity(share.min(deliveries.len()))).collect();
+        let mut by_worker: Vec<_> = self
+            .slots
+            .iter()
+            .map(|_| Vec::with_capacity(share.min(deliveries.len())))
+            .collect();
         for (partition, delivery) in deliveries {
             let place = shards.place_in_router(shards.worker_of(partition));
             if let Some(part) = by_worker.get_mut(place) {
@@ -130,18 +153,32 @@ impl<D: Domain> Router<D> {
                 waiting.push(slot.worker);
             }
             let (origin, watermark) = (batch.raw.origin, batch.raw.watermark);
-            let work = Work { number, origin, watermark, deliveries, must_commit };
+            let work = Work {
+                number,
+                origin,
+                watermark,
+                deliveries,
+                must_commit,
+            };
             self.shared.faults.send(&slot.address, work);
         }
         if !waiting.is_empty() {
-            self.retained.push_back(Retained { number, batch, waiting });
+            self.retained.push_back(Retained {
+                number,
+                batch,
+                waiting,
+            });
         }
     }
 
     /// Sends a restarted worker every batch that it has not committed.
     fn send_again(&self, slot: &Slot<D>) {
         let shards = self.shared.shards;
-        for retained in self.retained.iter().filter(|it| it.waiting.contains(&slot.worker)) {
+        for retained in self
+            .retained
+            .iter()
+            .filter(|it| it.waiting.contains(&slot.worker))
+        {
             let raw = &retained.batch.raw;
             let deliveries: Vec<_> = raw
                 .messages
@@ -149,7 +186,11 @@ impl<D: Domain> Router<D> {
                 .map(|message| (message, read(&self.shared, raw.generation, message)))
                 .filter(|(_, (partition, _))| shards.worker_of(*partition) == slot.worker)
                 .map(|(message, (partition, mut delivery))| {
-                    if self.panics.get(&delivery.cursor).is_some_and(|&num| num >= MAX_PANICS) {
+                    if self
+                        .panics
+                        .get(&delivery.cursor)
+                        .is_some_and(|&num| num >= MAX_PANICS)
+                    {
                         delivery.body = Delivered::Refused(Box::new(DeadLetter {
                             reason: "internal".into(),
                             detail: format!("a worker panicked {MAX_PANICS} times at this message"),
@@ -185,7 +226,13 @@ impl<D: Domain> Router<D> {
         }
         let (worker, arbiter) = (slot.worker, slot.arbiter.clone());
         let address = self.start_worker(worker, &arbiter, incarnation, None);
-        let slot = Slot { worker, arbiter, address, incarnation, num_failures };
+        let slot = Slot {
+            worker,
+            arbiter,
+            address,
+            incarnation,
+            num_failures,
+        };
         self.send_again(&slot);
         if let Some(place) = self.slots.get_mut(place) {
             *place = slot;
@@ -222,9 +269,15 @@ impl<D: Domain> Handler<Committed> for Router<D> {
             if retained.number > committed.number {
                 break;
             }
-            retained.waiting.retain(|&worker| worker != committed.worker);
+            retained
+                .waiting
+                .retain(|&worker| worker != committed.worker);
         }
-        while self.retained.front().is_some_and(|retained| retained.waiting.is_empty()) {
+        while self
+            .retained
+            .front()
+            .is_some_and(|retained| retained.waiting.is_empty())
+        {
             self.retained.pop_front();
         }
         if self.retained.is_empty() {
@@ -238,8 +291,10 @@ impl<D: Domain> Handler<WorkerDown> for Router<D> {
 
     fn handle(&mut self, down: WorkerDown, _ctx: &mut Self::Context) {
         let place = self.shared.shards.place_in_router(down.worker);
-        let is_current =
-            self.slots.get(place).is_some_and(|slot| slot.incarnation == down.incarnation);
+        let is_current = self
+            .slots
+            .get(place)
+            .is_some_and(|slot| slot.incarnation == down.incarnation);
         if !is_current || self.shared.is_stopping.load(Ordering::Acquire) {
             return;
         }
@@ -248,7 +303,10 @@ impl<D: Domain> Handler<WorkerDown> for Router<D> {
             let num_panics = self.panics.entry(cursor).or_default();
             *num_panics += 1;
             let (sequence, num_panics) = (cursor.sequence, *num_panics);
-            error!(worker, sequence, num_panics, "worker panicked at a message, it is restarted");
+            error!(
+                worker,
+                sequence, num_panics, "worker panicked at a message, it is restarted"
+            );
         } else {
             warn!(worker, "worker ended, it is restarted from the store");
         }
@@ -272,11 +330,15 @@ impl<D: Domain> Handler<Flush> for Router<D> {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _flush: Flush, _ctx: &mut Self::Context) -> Self::Result {
-        let flushes: Vec<_> = self.slots.iter().map(|slot| slot.address.send(Flush)).collect();
+        let flushes: Vec<_> = self
+            .slots
+            .iter()
+            .map(|slot| slot.address.send(Flush))
+            .collect();
         Box::pin(async move {
             for flush in flushes {
                 // A worker that is gone has nothing left to flush.
-                drop(flush.await);
+                flush.await.ok();
             }
         })
     }

@@ -74,7 +74,11 @@ impl<D: Domain> Drop for DeathNotice<D> {
     fn drop(&mut self) {
         let (worker, incarnation, at) = (self.worker, self.incarnation, self.at);
         // A router that is gone, too, is being stopped.
-        drop(self.router.try_send(WorkerDown { worker, incarnation, at }));
+        drop(self.router.try_send(WorkerDown {
+            worker,
+            incarnation,
+            at,
+        }));
     }
 }
 
@@ -104,7 +108,12 @@ impl<D: Domain> Worker<D> {
         aggregator: Addr<Aggregator>,
         recovered: Option<oneshot::Sender<()>>,
     ) -> Self {
-        let notice = DeathNotice { router: router.clone(), worker, incarnation, at: None };
+        let notice = DeathNotice {
+            router: router.clone(),
+            worker,
+            incarnation,
+            at: None,
+        };
         Self {
             shared,
             router,
@@ -128,10 +137,16 @@ impl<D: Domain> Worker<D> {
     /// Claims the partitions and reads their rows.
     fn recover(&mut self) -> Result<(), StoreError> {
         let store = &self.shared.edges.store;
-        let ids: Vec<_> = self.shared.shards.partitions_of(self.notice.worker).collect();
+        let ids: Vec<_> = self
+            .shared
+            .shards
+            .partitions_of(self.notice.worker)
+            .collect();
         let settings = &self.shared.domain_settings;
-        self.partitions =
-            ids.iter().map(|&id| Partition::new(store.id(), id, settings.clone())).collect();
+        self.partitions = ids
+            .iter()
+            .map(|&id| Partition::new(store.id(), id, settings.clone()))
+            .collect();
         let mut folding = Folding {
             partitions: &mut self.partitions,
             num_workers: self.shared.shards.num_workers,
@@ -144,7 +159,8 @@ impl<D: Domain> Worker<D> {
     }
 
     fn partition(&mut self, id: PartitionId) -> Option<&mut Partition<D>> {
-        self.partitions.get_mut(self.shared.shards.place_in_worker(id))
+        self.partitions
+            .get_mut(self.shared.shards.place_in_worker(id))
     }
 
     /// Performs what the partitions ask for, and commits what waits. Every handler ends here.
@@ -195,9 +211,13 @@ impl<D: Domain> Worker<D> {
     }
 
     fn tell_owed(&mut self) {
-        let owed = self.partitions.iter().map(Partition::outbox).fold((0, 0), |sum, outbox| {
-            (sum.0 + outbox.num_rows(), sum.1 + outbox.num_bytes())
-        });
+        let owed = self
+            .partitions
+            .iter()
+            .map(Partition::outbox)
+            .fold((0, 0), |sum, outbox| {
+                (sum.0 + outbox.num_rows(), sum.1 + outbox.num_bytes())
+            });
         self.shared.owed.replace(self.owed, owed);
         self.owed = owed;
     }
@@ -218,8 +238,11 @@ impl<D: Domain> Worker<D> {
             return self.wait_for_claim(ctx);
         }
         self.must_commit = false;
-        let commits: Vec<_> =
-            self.partitions.iter_mut().filter_map(Partition::commit).collect();
+        let commits: Vec<_> = self
+            .partitions
+            .iter_mut()
+            .filter_map(Partition::commit)
+            .collect();
         let number = self.last_number;
         if commits.is_empty() {
             return self.tell_committed(number);
@@ -276,7 +299,14 @@ impl<D: Domain> Worker<D> {
 
     fn tell_committed(&self, number: u64) {
         let (worker, incarnation) = (self.notice.worker, self.notice.incarnation);
-        self.shared.faults.send(&self.router, Committed { worker, incarnation, number });
+        self.shared.faults.send(
+            &self.router,
+            Committed {
+                worker,
+                incarnation,
+                number,
+            },
+        );
     }
 
     fn finish_flush(&mut self, ctx: &mut Context<Self>) {
@@ -288,7 +318,7 @@ impl<D: Domain> Worker<D> {
         }
         for flushed in self.flushing.drain(..) {
             // Who asked may have given up waiting.
-            drop(flushed.send(()));
+            flushed.send(()).ok();
         }
     }
 
@@ -298,12 +328,22 @@ impl<D: Domain> Worker<D> {
             && let Some(id) = self.snapshots.due.pop_front()
         {
             let place = self.shared.shards.place_in_worker(id);
-            let head = self.partitions.get_mut(place).and_then(Partition::begin_snapshot);
-            let Some(writer) = head.and_then(|it| self.shared.edges.store.begin_snapshot(it)) else {
+            let head = self
+                .partitions
+                .get_mut(place)
+                .and_then(Partition::begin_snapshot);
+            let Some(writer) = head.and_then(|it| self.shared.edges.store.begin_snapshot(it))
+            else {
                 continue;
             };
             let (rows, has_more, is_durable) = (Rows::default(), true, false);
-            let current = CurrentSnapshot { place, writer, rows, has_more, is_durable };
+            let current = CurrentSnapshot {
+                place,
+                writer,
+                rows,
+                has_more,
+                is_durable,
+            };
             self.snapshots.current = Some(current);
             ctx.run_later(SNAPSHOT_PAUSE, Self::continue_snapshot);
         }
@@ -353,7 +393,10 @@ impl<D: Domain> Worker<D> {
             (codec.observe)(partition.take_tally(), &mut observations);
             (codec.observe_state)(partition.state(), &mut observations);
         }
-        let observed = Observed { source: Source::Worker(self.notice.worker), observations };
+        let observed = Observed {
+            source: Source::Worker(self.notice.worker),
+            observations,
+        };
         if self.aggregator.try_send(observed).is_err() {
             debug!("the metrics of a second are lost: the aggregator is behind");
         }
@@ -375,7 +418,9 @@ impl<D: Domain> Recovery for Folding<'_, D> {
     ) -> Result<(), CorruptRow> {
         let place = usize::from(partition.0) / self.num_workers;
         let partition = self.partitions.get_mut(place);
-        partition.ok_or(CorruptRow("it belongs to no partition asked for"))?.restore(key, value)
+        partition
+            .ok_or(CorruptRow("it belongs to no partition asked for"))?
+            .restore(key, value)
     }
 }
 
@@ -390,7 +435,7 @@ impl<D: Domain> Actor for Worker<D> {
         self.shared.pulse.set_recovered(self.notice.worker, true);
         if let Some(recovered) = self.recovered.take() {
             // Who waits may have been stopped meanwhile.
-            drop(recovered.send(()));
+            recovered.send(()).ok();
         }
         ctx.run_interval(TICK, Self::tick);
         self.perform(ctx);
@@ -447,8 +492,7 @@ impl<D: Domain> Handler<Flush> for Worker<D> {
         self.finish_flush(ctx);
         Box::pin(async move {
             // The worker may end before it has flushed: nothing of it was released.
-            drop(flushed.await);
+            flushed.await.ok();
         })
     }
 }
-

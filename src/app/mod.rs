@@ -1,0 +1,257 @@
+//! The daemon, from its configuration to its end: the only place that knows every part.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `codec` | where domain, wire and metrics meet |
+//! | `broker` | which bus the configuration and the server ask for |
+//! | `supervisor` | what systemd is told, and the signals that stop us |
+//!
+//! The way up: store (locked, its last segment copied), broker (waited for, for ever), claim (waited for while
+//! another store holds it), workers (the store is read, in parallel), input, `READY=1`. The way down: the input
+//! stops, what was accepted is committed, what is owed is published, the store closes.
+
+mod broker;
+pub mod codec;
+mod supervisor;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{error, info, warn};
+
+use crate::bus::wire::Limits;
+use crate::bus::{Bus, BusError, Claim, Mode, Start};
+use crate::config::{self, Config, InputStart, StoreKind};
+use crate::domains::alarms;
+use crate::domains::State;
+use crate::runtime::{Edges, Fault, Runtime, Settings};
+use crate::store::embedded::{self, Embedded};
+use crate::store::memory::Memory;
+use crate::store::{Store, StoreError};
+
+use supervisor::{Stop, Supervisor};
+
+/// Why the daemon ended by itself.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The broker cannot be used as it is configured.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The system refused something that every process may do.
+    #[error("failed to {action}: {error}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The program is wrong.
+    #[error("{0}; this is a defect of tocsin, and what was not committed is read again at the next start")]
+    Defect(String),
+    /// The drain took longer than `shutdown.timeout`.
+    #[error("{num_messages} messages were not committed within shutdown.timeout; on core NATS they are lost")]
+    Undrained {
+        /// How many.
+        num_messages: usize,
+    },
+}
+
+impl From<Fault> for AppError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Store(error) => Self::Store(error),
+            Fault::Defect(what) => Self::Defect(what),
+        }
+    }
+}
+
+/// Runs the daemon until it is told to stop; `ready` is called once input flows.
+///
+/// # Errors
+/// [`AppError`] when it ends by itself.
+pub async fn serve(config: &Config, ready: impl FnOnce(&dyn Bus)) -> Result<(), AppError> {
+    let mut supervisor = Supervisor::new()?;
+    let opening = supervisor.while_starting("opening the store", open_store(config));
+    let Some(store) = opening.await.transpose()? else {
+        return Ok(());
+    };
+    let connecting = broker::connect(config, store.as_ref());
+    let connecting = supervisor.while_starting("waiting for NATS", connecting);
+    let Some(bus) = connecting.await.transpose()? else {
+        return Ok(());
+    };
+    let claiming = bus.claim(store.id());
+    let claiming = supervisor.while_starting("waiting for the claim on the input", claiming);
+    let Some(claim) = claiming.await.transpose()? else {
+        return Ok(());
+    };
+    let edges = Edges {
+        store: Arc::clone(&store),
+        output: bus.output(),
+        claim: Arc::clone(&claim),
+        duplicate_window: bus.duplicate_window(),
+    };
+    let (runtime, faults) = Runtime::<State>::start(
+        edges,
+        codec::codec(),
+        domain_settings(config),
+        runtime_settings(config),
+        config.nats.name.clone(),
+    );
+    let mut daemon = Daemon { runtime, faults, claim, mode: bus.mode(), supervisor };
+    let start = match config.input.start {
+        InputStart::First => Start::First,
+        InputStart::New => Start::New,
+        InputStart::At(at) => Start::At(at),
+    };
+    let positions = store.headers().iter().map(|header| header.position).collect();
+    if daemon.begin(bus.open_input(positions, start)).await? {
+        ready(bus.as_ref());
+        daemon.run().await?;
+    }
+    daemon.drain(config.shutdown.timeout).await
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
+    let settings = config.store.clone();
+    let opening = tokio::task::spawn_blocking(move || -> Result<Arc<dyn Store>, StoreError> {
+        Ok(match settings.kind {
+            StoreKind::Embedded => {
+                let partitions = settings.partitions;
+                let options = embedded::Options { partitions, ..embedded::Options::default() };
+                Arc::new(Embedded::open(&settings.path, options)?)
+            }
+            StoreKind::Memory => Arc::new(Memory::new(settings.partitions)),
+        })
+    });
+    opening.await.expect("opening a store does not panic")
+}
+
+fn domain_settings(config: &Config) -> codec::Settings {
+    alarms::Settings {
+        tombstone_retention: config.alarms.tombstone_retention,
+        when_empty: match config.digest.when_empty {
+            config::WhenEmpty::Skip => alarms::WhenEmpty::Skip,
+            config::WhenEmpty::Send => alarms::WhenEmpty::Send,
+        },
+    }
+}
+
+fn runtime_settings(config: &Config) -> Settings {
+    Settings {
+        num_listeners: config.input.listeners,
+        num_routers: config.input.routers,
+        num_workers: config.workers.count,
+        num_producers: config.producers.count,
+        in_flight: config.input.in_flight,
+        mailbox: config.workers.mailbox,
+        producer_in_flight: config.producers.in_flight,
+        owed_rows: config.producers.owed.rows,
+        owed_bytes: usize::try_from(config.producers.owed.bytes).unwrap_or(usize::MAX),
+        limits: Limits { max_future: config.alarms.max_future },
+        aggregate_interval: config.metrics.aggregate_interval,
+    }
+}
+
+/// The daemon once its actors run.
+struct Daemon {
+    runtime: Runtime<State>,
+    faults: mpsc::Receiver<Fault>,
+    claim: Arc<dyn Claim>,
+    mode: Mode,
+    supervisor: Supervisor,
+}
+
+/// How often the daemon looks after itself.
+const TICK: Duration = Duration::from_secs(1);
+/// How long the actors may take to stop once everything is drained.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Daemon {
+    /// Waits for the workers, then begins to read; returns whether input flows, else we were told to stop.
+    async fn begin(
+        &mut self,
+        input: impl Future<Output = Result<Box<dyn crate::bus::Input>, BusError>>,
+    ) -> Result<bool, AppError> {
+        let Self { runtime, faults, supervisor, .. } = self;
+        let beginning = async {
+            runtime.recovered().await;
+            runtime.read(input.await?).await;
+            Ok::<_, AppError>(())
+        };
+        tokio::select! {
+            Some(fault) = faults.recv() => Err(fault.into()),
+            begun = supervisor.while_starting("reading the store", beginning) => match begun {
+                Some(begun) => begun.map(|()| true),
+                None => Ok(false),
+            },
+        }
+    }
+
+    /// Looks after the daemon until it is told to stop.
+    async fn run(&mut self) -> Result<(), AppError> {
+        self.supervisor.ready();
+        info!("input flows");
+        let mut tick = interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(fault) = self.faults.recv() => return Err(fault.into()),
+                Stop = self.supervisor.stopped() => return Ok(()),
+                _ = tick.tick() => self.look_after(),
+            }
+        }
+    }
+
+    fn look_after(&mut self) {
+        let (owed, _) = self.runtime.owed();
+        let in_flight = self.runtime.num_in_flight();
+        let claim = if self.claim.is_held() { "" } else { "claim on the input lost; " };
+        self.supervisor.status(&format!("{claim}{in_flight} messages in flight, {owed} owed"));
+        self.supervisor.feed_watchdog(self.runtime.pulse().oldest_beat());
+    }
+
+    /// Stops the input, commits and publishes what is under way, and stops the actors.
+    async fn drain(mut self, limit: Duration) -> Result<(), AppError> {
+        self.supervisor.stopping();
+        info!(?limit, "draining");
+        let until = Instant::now() + limit;
+        let mut tick = interval(TICK);
+        let drained = {
+            let mut input = std::pin::pin!(self.runtime.drain_input());
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut input => break true,
+                    Some(fault) = self.faults.recv() => return Err(fault.into()),
+                    Stop = self.supervisor.stopped() => return Ok(()),
+                    () = tokio::time::sleep_until(until) => break false,
+                    // Without the claim nothing can be committed: the stream keeps what was not.
+                    _ = tick.tick() => if !self.claim.is_held() { break false },
+                }
+            }
+        };
+        let num_messages = self.runtime.num_in_flight();
+        let publishing = timeout(until - Instant::now(), self.runtime.drain_output());
+        tokio::select! {
+            published = publishing => if published.is_err() {
+                let (owed, _) = self.runtime.owed();
+                warn!(owed, "messages stay owed, they are published after the next start");
+            },
+            Stop = self.supervisor.stopped() => return Ok(()),
+        }
+        if timeout(STOP_TIMEOUT, self.runtime.stop()).await.is_err() {
+            error!("the actors did not stop in time; nothing is lost");
+        }
+        match self.mode {
+            Mode::Core if !drained => Err(AppError::Undrained { num_messages }),
+            Mode::Core | Mode::JetStream | Mode::Memory => Ok(()),
+        }
+    }
+}
