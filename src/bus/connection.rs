@@ -167,17 +167,16 @@ impl Connector {
         role: &str,
         subscription_capacity: usize,
     ) -> Result<Connection, BusError> {
-        match timeout(limit, self.connect(role, subscription_capacity)).await {
-            Ok(connected) => connected,
-            Err(_) => {
-                let why = self.waiting.borrow().clone();
-                Err(BusError::Unavailable(format!(
-                    "failed to reach NATS at {} within {limit:?}: {}; start it, or name another (nats.url)",
-                    shown_urls(&self.settings.urls),
-                    why.unwrap_or_else(|| "no answer".to_owned()),
-                )))
-            }
+        let connecting = self.connect(role, subscription_capacity);
+        if let Ok(connected) = timeout(limit, connecting).await {
+            return connected;
         }
+        let why = self.waiting.borrow().clone();
+        Err(BusError::Unavailable(format!(
+            "failed to reach NATS at {} within {limit:?}: {}; start it, or name another (nats.url)",
+            shown_urls(&self.settings.urls),
+            why.unwrap_or_else(|| "no answer".to_owned()),
+        )))
     }
 
     async fn connect_here(
@@ -310,7 +309,7 @@ impl Settings {
             (Some(user), Some(password)) => {
                 options = options.user_and_password(user.clone(), password.clone());
             }
-            (None, None) => {}
+            (None, None) => options = self.with_login_of_url(options),
             (Some(_), None) | (None, Some(_)) => {
                 return Err(BusError::Configuration(
                     "nats.user and nats.password belong together; set both or neither".to_owned(),
@@ -321,6 +320,19 @@ impl Settings {
             options = options.token(token.clone());
         }
         self.with_tls(options)
+    }
+
+    /// The client library reads no login from an address, so `nats://user:password@host` is read here.
+    fn with_login_of_url(&self, options: ConnectOptions) -> ConnectOptions {
+        let addresses = self.addresses().unwrap_or_default();
+        let Some(address) = addresses.iter().find(|address| address.has_user_pass()) else {
+            return options;
+        };
+        let user = address.username().map(percent_decoded).unwrap_or_default();
+        match address.password().map(percent_decoded) {
+            Some(password) => options.user_and_password(user, password),
+            None => options.token(user),
+        }
     }
 
     fn with_tls(&self, mut options: ConnectOptions) -> Result<ConnectOptions, BusError> {
@@ -356,6 +368,27 @@ impl Settings {
             options
         })
     }
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut parts = text.split('%');
+    let mut bytes = parts.next().unwrap_or_default().as_bytes().to_vec();
+    for part in parts {
+        let code = part
+            .get(..2)
+            .and_then(|code| u8::from_str_radix(code, 16).ok());
+        match (code, part.get(2..)) {
+            (Some(byte), Some(rest)) => {
+                bytes.push(byte);
+                bytes.extend_from_slice(rest.as_bytes());
+            }
+            _ => {
+                bytes.push(b'%');
+                bytes.extend_from_slice(part.as_bytes());
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 fn read_file(key: &str, file: &Path) -> Result<String, BusError> {
@@ -571,7 +604,7 @@ impl Watcher {
     }
 
     /// What is right when events were dropped.
-    fn reconcile(&self) {
+    fn reconcile(&mut self) {
         match self.client.connection_state() {
             async_nats::connection::State::Connected => self.connected(),
             async_nats::connection::State::Disconnected
@@ -583,7 +616,7 @@ impl Watcher {
         }
     }
 
-    fn connected(&self) {
+    fn connected(&mut self) {
         let epoch = self.statistics.connects.load(Ordering::Relaxed);
         let is_new = self.state.send_if_modified(|state| {
             let connected = State::Connected { epoch };
@@ -592,6 +625,7 @@ impl Watcher {
             is_new
         });
         if is_new {
+            self.last_error = None;
             info!(role = self.role, epoch, "connected to NATS again");
         }
     }
@@ -640,6 +674,11 @@ mod tests {
         let shown = format!("{settings:?}");
         assert!(!shown.contains("secret"), "{shown}");
         assert!(shown.contains("nats://host:4222,host2"), "{shown}");
+    }
+
+    #[test]
+    fn a_login_in_an_address_is_decoded() {
+        assert_eq!(percent_decoded("p%40ss%2fw%C3%B6rd%"), "p@ss/w\u{f6}rd%");
     }
 
     #[test]
