@@ -7,8 +7,10 @@
 //! | [`domains`] | the state machines, pure |
 //! | [`store`] | what is durable |
 //! | [`bus`] | NATS |
+//! | [`config`] | every setting, its bounds and its origin |
 
 pub mod bus;
+pub mod config;
 pub mod core;
 pub mod domains;
 pub mod store;
