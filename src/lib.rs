@@ -7,9 +7,11 @@
 //! | [`domains`] | the state machines, pure |
 //! | [`store`] | what is durable |
 //! | [`bus`] | NATS |
+//! | [`config`] | every setting, its bounds and its origin |
 
 pub mod app;
 pub mod bus;
+pub mod config;
 pub mod core;
 pub mod domains;
 pub mod runtime;

@@ -1,0 +1,543 @@
+//! From texts to [`Config`]: bounds, defaults that depend on the machine, and rules between two keys.
+//!
+//! Every key is taken exactly once through a [`Reader`], which remembers what is in force and who set
+//! it: that list is what `config print` shows. Secrets enter it redacted.
+
+use std::fs::{self, File};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::settings::redact_login;
+use super::sources::{Raw, Values, why_unreadable};
+use super::values::{self, DURATION_UNITS, SIZE_UNITS, Scalar, Units};
+use super::{
+    Alarms, Config, ConfigError, Digest, Input, InputMode, InputStart, Log, LogFormat, Metrics,
+    Nats, Origin, Output, Owed, Producers, Secret, ServerUrls, Shutdown, Sources, Store, StoreKind,
+    WhenEmpty, Workers,
+};
+use crate::core::time::Timestamp;
+
+const MILLISECOND: u64 = 1;
+const SECOND: u64 = 1000 * MILLISECOND;
+const HOUR: u64 = 3600 * SECOND;
+const DAY: u64 = 24 * HOUR;
+const YEAR: u64 = 365 * DAY;
+const MIB: u64 = 1 << 20;
+const PIB: u64 = 1 << 50;
+
+/// Room in a mailbox for what carries no permit: watermarks of quiet input, commands to the worker.
+const MAILBOX_SLACK: usize = 1024;
+
+/// A configuration and who set each of its values.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What is in force.
+    pub config: Config,
+    /// Every key with its value and origin, sorted by key.
+    pub settings: Vec<Setting>,
+}
+
+/// One key as it is in force.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Setting {
+    /// `section.key`.
+    pub key: &'static str,
+    /// Its value as it would be written; secrets redacted, null when it is not set.
+    pub value: Value,
+    /// Who set it.
+    pub origin: Origin,
+}
+
+impl Config {
+    /// Reads every source and checks every value.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, as one line.
+    pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
+        let mut reader = Reader {
+            values: sources.read()?,
+            settings: Vec::new(),
+        };
+        let nats = nats(&mut reader)?;
+        let input = input(&mut reader)?;
+        let store = store(&mut reader)?;
+        let workers = workers(&mut reader, &input, &store)?;
+        let producers = producers(&mut reader)?;
+        let output = output(&mut reader)?;
+        let alarms = alarms(&mut reader, &input)?;
+        let digest = Digest {
+            when_empty: reader.choice(
+                "digest.when_empty",
+                &[("skip", WhenEmpty::Skip), ("send", WhenEmpty::Send)],
+            )?,
+        };
+        let metrics = Metrics {
+            aggregate_interval: reader
+                .duration("metrics.aggregate_interval", 100 * MILLISECOND..=DAY)?,
+        };
+        let log = log(&mut reader)?;
+        let shutdown = Shutdown {
+            timeout: reader.duration("shutdown.timeout", 100 * MILLISECOND..=HOUR)?,
+        };
+        let config = Self {
+            nats,
+            input,
+            workers,
+            producers,
+            output,
+            alarms,
+            digest,
+            metrics,
+            store,
+            log,
+            shutdown,
+        };
+        let mut settings = reader.settings;
+        settings.sort_unstable_by_key(|setting| setting.key);
+        Ok(Loaded { config, settings })
+    }
+}
+
+impl Loaded {
+    /// Whether a file, the environment or `--set` names the key.
+    #[must_use]
+    pub fn is_named(&self, key: &str) -> bool {
+        let setting = self.settings.iter().find(|setting| setting.key == key);
+        setting.is_some_and(|setting| setting.origin != Origin::Default)
+    }
+}
+
+fn nats(reader: &mut Reader) -> Result<Nats, ConfigError> {
+    let nats = Nats {
+        url: reader.urls("nats.url")?,
+        name: reader.required_text("nats.name", "a text without control characters")?,
+        credentials_file: reader.readable_file("nats.credentials_file")?,
+        user: reader.text("nats.user")?,
+        password: reader.secret("nats.password", "nats.password_file")?,
+        token: reader.secret("nats.token", "nats.token_file")?,
+        tls_ca_file: reader.readable_file("nats.tls_ca_file")?,
+        tls_cert_file: reader.readable_file("nats.tls_cert_file")?,
+        tls_key_file: reader.readable_file("nats.tls_key_file")?,
+    };
+    if nats.user.is_some() && nats.password.is_none() {
+        return Err(reader.refuse(
+            "nats.user",
+            "given together with nats.password or nats.password_file",
+        ));
+    }
+    if nats.password.is_some() && nats.user.is_none() {
+        return Err(reader.refuse("nats.password", "given together with nats.user"));
+    }
+    let logins = [
+        ("nats.url", nats.url.has_login()),
+        ("nats.credentials_file", nats.credentials_file.is_some()),
+        ("nats.user", nats.user.is_some()),
+        ("nats.token", nats.token.is_some()),
+    ];
+    let mut used = logins.into_iter().filter(|(_, is_used)| *is_used);
+    if let (Some((first, _)), Some((second, _))) = (used.next(), used.next()) {
+        let allowed = format!(
+            "unset beside {}: one way to log in at a time",
+            reader.shown(first)
+        );
+        return Err(reader.refuse(second, &allowed));
+    }
+    for (one, other, is_half) in [
+        (
+            "nats.tls_cert_file",
+            "nats.tls_key_file",
+            nats.tls_key_file.is_none(),
+        ),
+        (
+            "nats.tls_key_file",
+            "nats.tls_cert_file",
+            nats.tls_cert_file.is_none(),
+        ),
+    ] {
+        if is_half && reader.is_set(one) {
+            return Err(reader.refuse(one, &format!("given together with {other}")));
+        }
+    }
+    Ok(nats)
+}
+
+fn input(reader: &mut Reader) -> Result<Input, ConfigError> {
+    Ok(Input {
+        mode: reader.choice(
+            "input.mode",
+            &[
+                ("auto", InputMode::Auto),
+                ("jetstream", InputMode::JetStream),
+                ("core", InputMode::Core),
+            ],
+        )?,
+        start: start(reader)?,
+        listeners: reader.count("input.listeners", 1..=64)?,
+        routers: reader.count("input.routers", 1..=64)?,
+        in_flight: reader.count("input.in_flight", 1..=16_777_216)?,
+        stream_max_age: reader.duration("input.stream_max_age", SECOND..=10 * YEAR)?,
+        stream_max_bytes: reader.size("input.stream_max_bytes", MIB..=PIB)?,
+        replicas: reader.count("input.replicas", 1..=5)?,
+    })
+}
+
+fn start(reader: &mut Reader) -> Result<InputStart, ConfigError> {
+    let key = "input.start";
+    let text = reader.text(key)?.unwrap_or_default();
+    match text.as_str() {
+        "first" => Ok(InputStart::First),
+        "new" => Ok(InputStart::New),
+        time => Timestamp::parse(time).map(InputStart::At).map_err(|error| {
+            let allowed = "\"first\", \"new\" or a time such as 2026-01-31T00:00:00Z";
+            reader.refuse(key, &format!("{allowed} ({error})"))
+        }),
+    }
+}
+
+fn store(reader: &mut Reader) -> Result<Store, ConfigError> {
+    let kind = "store.kind";
+    if reader.raw(kind).scalar.as_text() == Some("scylla") {
+        return Err(reader.refuse(
+            kind,
+            "\"embedded\" or \"memory\": the scylla store is not built in yet",
+        ));
+    }
+    Ok(Store {
+        kind: reader.choice(
+            kind,
+            &[
+                ("embedded", StoreKind::Embedded),
+                ("memory", StoreKind::Memory),
+            ],
+        )?,
+        path: reader
+            .required_text("store.path", "the path of a folder")?
+            .into(),
+        partitions: reader.partitions("store.partitions")?,
+    })
+}
+
+fn workers(reader: &mut Reader, input: &Input, store: &Store) -> Result<Workers, ConfigError> {
+    let (count, mailbox) = ("workers.count", "workers.mailbox");
+    let most = usize::from(store.partitions);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let num_workers = match reader.count(count, 0..=4096)? {
+        0 => reader.derived(count, cores.min(most)),
+        given if given > most => {
+            let allowed = format!("at most {}", reader.shown("store.partitions"));
+            return Err(reader.refuse(count, &allowed));
+        }
+        given => given,
+    };
+    let num_batches = match reader.count(mailbox, 0..=33_554_432)? {
+        0 => reader.derived(mailbox, input.in_flight + MAILBOX_SLACK),
+        given if given < input.in_flight => {
+            let allowed = format!(
+                "0 or at least {}, so that a mailbox is never full",
+                reader.shown("input.in_flight")
+            );
+            return Err(reader.refuse(mailbox, &allowed));
+        }
+        given => given,
+    };
+    Ok(Workers {
+        count: num_workers,
+        mailbox: num_batches,
+    })
+}
+
+fn producers(reader: &mut Reader) -> Result<Producers, ConfigError> {
+    Ok(Producers {
+        count: reader.count("producers.count", 1..=64)?,
+        in_flight: reader.count("producers.in_flight", 1..=100_000)?,
+        owed: Owed {
+            rows: reader.count("producers.owed.rows", 1..=1_000_000_000)?,
+            bytes: reader.size("producers.owed.bytes", MIB..=PIB)?,
+        },
+    })
+}
+
+fn output(reader: &mut Reader) -> Result<Output, ConfigError> {
+    let window = "output.duplicate_window";
+    let output = Output {
+        duplicate_window: reader.duration(window, 100 * MILLISECOND..=YEAR)?,
+        stream_max_age: reader.duration("output.stream_max_age", SECOND..=10 * YEAR)?,
+        stream_max_bytes: reader.size("output.stream_max_bytes", MIB..=PIB)?,
+    };
+    if output.duplicate_window > output.stream_max_age {
+        let allowed = format!("at most {}", reader.shown("output.stream_max_age"));
+        return Err(reader.refuse(window, &allowed));
+    }
+    Ok(output)
+}
+
+fn alarms(reader: &mut Reader, input: &Input) -> Result<Alarms, ConfigError> {
+    let retention = "alarms.tombstone_retention";
+    let alarms = Alarms {
+        tombstone_retention: reader.duration(retention, SECOND..=20 * YEAR)?,
+        max_future: reader.duration("alarms.max_future", SECOND..=YEAR)?,
+    };
+    if alarms.tombstone_retention <= input.stream_max_age {
+        let allowed = format!(
+            "more than {}, or a message read again would bring a cleared alarm back",
+            reader.shown("input.stream_max_age")
+        );
+        return Err(reader.refuse(retention, &allowed));
+    }
+    Ok(alarms)
+}
+
+fn log(reader: &mut Reader) -> Result<Log, ConfigError> {
+    let filter = "log.filter";
+    let allowed = "a level (off, error, warn, info, debug, trace) and target=level pairs, such as \
+                   info,tocsin=debug";
+    let log = Log {
+        format: reader.choice(
+            "log.format",
+            &[
+                ("auto", LogFormat::Auto),
+                ("text", LogFormat::Text),
+                ("json", LogFormat::Json),
+            ],
+        )?,
+        filter: reader.required_text(filter, allowed)?,
+        file: reader.text("log.file")?.map(PathBuf::from),
+    };
+    if !values::is_log_filter(&log.filter) {
+        return Err(reader.refuse(filter, allowed));
+    }
+    Ok(log)
+}
+
+/// Takes each key once, and remembers what is in force.
+struct Reader {
+    values: Values,
+    settings: Vec<Setting>,
+}
+
+impl Reader {
+    fn raw(&self, key: &str) -> &Raw {
+        self.values.get(key)
+    }
+
+    fn is_set(&self, key: &str) -> bool {
+        self.raw(key).scalar != Scalar::Text(String::new())
+    }
+
+    fn note(&mut self, key: &'static str, value: Value) {
+        let origin = self.raw(key).origin.clone();
+        self.settings.push(Setting { key, value, origin });
+    }
+
+    /// Replaces the noted value of a key whose 0 means: whatever fits.
+    fn derived(&mut self, key: &str, value: usize) -> usize {
+        if let Some(setting) = self.settings.iter_mut().find(|setting| setting.key == key) {
+            setting.value = value.into();
+        }
+        value
+    }
+
+    /// The error for a key whose value may be shown unless it is a secret.
+    fn refuse(&self, key: &str, allowed: &str) -> ConfigError {
+        let Raw { scalar, origin } = self.raw(key);
+        let found = match (key, scalar) {
+            ("nats.password" | "nats.token", _) => "set".to_owned(),
+            ("nats.url", Scalar::Text(text)) => format!("{:?}", redact_urls(text)),
+            _ if !self.is_set(key) => "empty".to_owned(),
+            (_, scalar) => scalar.to_string(),
+        };
+        ConfigError::Invalid {
+            key: key.to_owned(),
+            origin: origin.clone(),
+            found,
+            allowed: allowed.to_owned(),
+        }
+    }
+
+    /// Another key as an error speaks of it.
+    fn shown(&self, key: &str) -> String {
+        let Raw { scalar, origin } = self.raw(key);
+        match key {
+            "nats.url" => format!("{key} with a login inside ({origin})"),
+            _ => format!("{key}, which is {scalar} ({origin})"),
+        }
+    }
+
+    /// A text, or nothing when it is empty.
+    fn text(&mut self, key: &'static str) -> Result<Option<String>, ConfigError> {
+        let Some(text) = self.raw(key).scalar.as_text() else {
+            return Err(self.refuse(key, "a text; put it in quotes"));
+        };
+        if text.contains(char::is_control) {
+            return Err(self.refuse(key, "a text without control characters"));
+        }
+        let text = Some(text.to_owned()).filter(|text| !text.is_empty());
+        self.note(key, text.clone().into());
+        Ok(text)
+    }
+
+    fn required_text(&mut self, key: &'static str, allowed: &str) -> Result<String, ConfigError> {
+        self.text(key)?.ok_or_else(|| self.refuse(key, allowed))
+    }
+
+    fn count(
+        &mut self,
+        key: &'static str,
+        range: RangeInclusive<usize>,
+    ) -> Result<usize, ConfigError> {
+        let given = self.raw(key).scalar.as_count();
+        let given = given.and_then(|count| usize::try_from(count).ok());
+        let Some(count) = given.filter(|count| range.contains(count)) else {
+            let allowed = format!("a whole number from {} to {}", range.start(), range.end());
+            return Err(self.refuse(key, &allowed));
+        };
+        self.note(key, count.into());
+        Ok(count)
+    }
+
+    fn partitions(&mut self, key: &'static str) -> Result<u16, ConfigError> {
+        let count = self.count(key, 1..=4096)?;
+        Ok(u16::try_from(count).expect("4096 fits"))
+    }
+
+    fn duration(
+        &mut self,
+        key: &'static str,
+        millis: RangeInclusive<u64>,
+    ) -> Result<Duration, ConfigError> {
+        self.with_unit(key, &DURATION_UNITS, millis)
+            .map(Duration::from_millis)
+    }
+
+    fn size(&mut self, key: &'static str, bytes: RangeInclusive<u64>) -> Result<u64, ConfigError> {
+        self.with_unit(key, &SIZE_UNITS, bytes)
+    }
+
+    fn with_unit(
+        &mut self,
+        key: &'static str,
+        units: &Units,
+        range: RangeInclusive<u64>,
+    ) -> Result<u64, ConfigError> {
+        let given = self
+            .raw(key)
+            .scalar
+            .as_text()
+            .and_then(|text| units.parse(text));
+        let Some(value) = given.filter(|value| range.contains(value)) else {
+            let (least, most) = (units.print(*range.start()), units.print(*range.end()));
+            let allowed = format!(
+                "{} from {least} to {most}, such as {}",
+                units.kind, units.examples
+            );
+            return Err(self.refuse(key, &allowed));
+        };
+        self.note(key, units.print(value).into());
+        Ok(value)
+    }
+
+    fn choice<T: Copy>(
+        &mut self,
+        key: &'static str,
+        choices: &[(&str, T)],
+    ) -> Result<T, ConfigError> {
+        let given = self.raw(key).scalar.as_text();
+        let Some((name, choice)) = choices.iter().find(|(name, _)| Some(*name) == given) else {
+            let names: Vec<_> = choices
+                .iter()
+                .map(|(name, _)| format!("{name:?}"))
+                .collect();
+            return Err(self.refuse(key, &format!("one of {}", names.join(", "))));
+        };
+        self.note(key, (*name).into());
+        Ok(*choice)
+    }
+
+    fn urls(&mut self, key: &'static str) -> Result<ServerUrls, ConfigError> {
+        let text = self.raw(key).scalar.as_text().unwrap_or_default();
+        let urls: Vec<_> = text.split(',').map(|url| url.trim().to_owned()).collect();
+        if !urls.iter().all(|url| values::is_server_url(url)) {
+            let allowed = "nats://host:port or tls://host:port, several with commas between them";
+            return Err(self.refuse(key, allowed));
+        }
+        let urls = ServerUrls::new(urls);
+        self.note(key, urls.to_string().into());
+        Ok(urls)
+    }
+
+    /// The path of a file that can be opened, or nothing.
+    fn readable_file(&mut self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
+        let Some(path) = self.text(key)?.map(PathBuf::from) else {
+            return Ok(None);
+        };
+        match File::open(&path) {
+            Ok(_) => Ok(Some(path)),
+            Err(error) => Err(self.unreadable(key, path, why_unreadable(&error))),
+        }
+    }
+
+    /// A secret from its own key or from the file that another key names, or nothing.
+    fn secret(
+        &mut self,
+        key: &'static str,
+        file_key: &'static str,
+    ) -> Result<Option<Secret>, ConfigError> {
+        let Some(text) = self.raw(key).scalar.as_text().map(str::to_owned) else {
+            return Err(self.refuse(key, "a text; put it in quotes"));
+        };
+        let note = |is_set: bool| is_set.then_some(Secret::REDACTED).into();
+        self.note(key, note(!text.is_empty()));
+        let Some(path) = self.text(file_key)?.map(PathBuf::from) else {
+            return Ok((!text.is_empty()).then(|| Secret::new(text)));
+        };
+        if !text.is_empty() {
+            let Raw { origin, .. } = self.raw(key);
+            let allowed = format!("unset beside {key} ({origin}): one of the two");
+            return Err(self.refuse(file_key, &allowed));
+        }
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text.trim_end_matches(['\n', '\r']).to_owned(),
+            Err(error) => return Err(self.unreadable(file_key, path, why_unreadable(&error))),
+        };
+        if text.is_empty() {
+            return Err(self.unreadable(file_key, path, "it is empty".to_owned()));
+        }
+        Ok(Some(Secret::new(text)))
+    }
+
+    fn unreadable(&self, key: &str, path: PathBuf, reason: String) -> ConfigError {
+        ConfigError::Unreadable {
+            key: key.to_owned(),
+            origin: self.raw(key).origin.clone(),
+            path,
+            reason,
+        }
+    }
+}
+
+fn redact_urls(text: &str) -> String {
+    let urls: Vec<_> = text.split(',').map(redact_login).collect();
+    urls.join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_key_of_the_defaults_is_taken_exactly_once() {
+        let sources = Sources {
+            config_path: None,
+            sets: Vec::new(),
+            env: Vec::new(),
+            system_folder: PathBuf::from("/nonexistent"),
+        };
+        let loaded = Config::load(&sources).unwrap();
+        let taken: Vec<_> = loaded.settings.iter().map(|setting| setting.key).collect();
+        assert_eq!(taken, sources.read().unwrap().keys());
+    }
+}
