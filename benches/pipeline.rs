@@ -32,24 +32,35 @@ fn main() {
     fs::create_dir_all(&folder).expect("the folder for the bench can be created");
     let server = Server::start(&folder);
     server.load(num_messages);
-    println!("drain of {num_messages} changes, {num_rounds} rounds, nats-server and client on the same cores");
+    println!(
+        "drain of {num_messages} changes, {num_rounds} rounds, nats-server and client on the same cores"
+    );
     let mut ratios = Vec::new();
     for round in 1..=num_rounds {
         let (raw, raw_server) = server.metered(|| server.drain_bare(num_messages));
         let mut daemon_cpu = Duration::ZERO;
-        let (ours, our_server) = server.metered(|| daemon_cpu = server.drain_daemon(&folder, round));
+        let (ours, our_server) =
+            server.metered(|| daemon_cpu = server.drain_daemon(&folder, round));
         let ratio = raw.as_secs_f64() / ours.as_secs_f64();
         let rate = |took: Duration| num_messages as f64 / took.as_secs_f64() / 1000.0;
         let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / num_messages as f64;
         println!(
             "round {round}: bare {:.0} k/s (server {:.2} us each), tocsin {:.0} k/s (server {:.2}, tocsin {:.2} us each), ratio {ratio:.2}",
-            rate(raw), each(raw_server), rate(ours), each(our_server), each(daemon_cpu),
+            rate(raw),
+            each(raw_server),
+            rate(ours),
+            each(our_server),
+            each(daemon_cpu),
         );
         ratios.push(ratio);
     }
     ratios.sort_by(f64::total_cmp);
     let median = ratios[ratios.len() / 2];
-    println!("ratio tocsin / bare: median {median:.2}, {:.2} to {:.2}", ratios[0], ratios[ratios.len() - 1]);
+    println!(
+        "ratio tocsin / bare: median {median:.2}, {:.2} to {:.2}",
+        ratios[0],
+        ratios[ratios.len() - 1]
+    );
     drop(server);
     fs::remove_dir_all(&folder).expect("the bench's folder can be removed");
 }
@@ -68,7 +79,11 @@ impl Server {
     fn start(folder: &Path) -> Self {
         let program = std::env::var_os("TOCSIN_NATS_SERVER")
             .map_or_else(|| PathBuf::from("target/tools/nats-server"), PathBuf::from);
-        assert!(program.is_file(), "{} is missing; run: make tools", program.display());
+        assert!(
+            program.is_file(),
+            "{} is missing; run: make tools",
+            program.display()
+        );
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .expect("a free port")
@@ -92,7 +107,8 @@ impl Server {
         let config = format!(
             "{{\"name\":\"{STREAM}\",\"subjects\":[\"AlarmStatusChanged\",\"AlarmStatusChanged.*\",\"SendAlarmDigest\",\"SendAlarmDigest.*\"],\
              \"retention\":\"limits\",\"storage\":\"file\",\"discard\":\"old\",\"max_age\":{},\"max_bytes\":{},\"num_replicas\":1}}",
-            7_u64 * 24 * 3600 * 1_000_000_000, 16_u64 << 30,
+            7_u64 * 24 * 3600 * 1_000_000_000,
+            16_u64 << 30,
         );
         let answer = bare.request(&format!("$JS.API.STREAM.CREATE.{STREAM}"), &config);
         assert!(!answer.contains("\"error\""), "{answer}");
@@ -109,8 +125,12 @@ impl Server {
                     let status = ["CLEARED", "WARNING", "CRITICAL"][(random.next() % 3) as usize];
                     change(&uuid(user), &uuid(alarm + (1 << 40)), status, sent)
                 };
-                write!(out, "PUB AlarmStatusChanged _INBOX.load.1 {}\r\n{payload}\r\n", payload.len())
-                    .expect("memory can be written");
+                write!(
+                    out,
+                    "PUB AlarmStatusChanged _INBOX.load.1 {}\r\n{payload}\r\n",
+                    payload.len()
+                )
+                .expect("memory can be written");
                 sent += 1;
             }
             bare.write(&out);
@@ -130,8 +150,10 @@ impl Server {
         let config = format!(
             "{{\"stream_name\":\"{STREAM}\",\"config\":{{\"durable_name\":\"bare\",\"ack_policy\":\"none\",\"deliver_policy\":\"all\",\"max_waiting\":512}}}}"
         );
-        let answer =
-            bare.request(&format!("$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.bare"), &config);
+        let answer = bare.request(
+            &format!("$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.bare"),
+            &config,
+        );
         assert!(!answer.contains("\"error\""), "{answer}");
         bare.subscribe("_INBOX.pull", 2);
         let pull = format!("{{\"batch\":{PULL_BATCH},\"expires\":5000000000}}");
@@ -142,7 +164,9 @@ impl Server {
         bare.write(pull.repeat(PULLS).as_bytes());
         for received in 1..=num_messages {
             bare.next_payload();
-            if received % PULL_BATCH == 0 && received + PULLS * PULL_BATCH <= num_messages + PULL_BATCH {
+            if received % PULL_BATCH == 0
+                && received + PULLS * PULL_BATCH <= num_messages + PULL_BATCH
+            {
                 bare.write(pull.as_bytes());
             }
         }
@@ -159,8 +183,17 @@ impl Server {
         bare.subscribe("AlarmDigest", 2);
         let store = folder.join(format!("store-{round}"));
         let daemon = Command::new(env!("CARGO_BIN_EXE_tocsin"))
-            .args(["serve", "--set", &format!("nats.url=nats://127.0.0.1:{}", self.port)])
-            .args(["--set", &format!("store.path={}", store.display()), "--set", "log.filter=error"])
+            .args([
+                "serve",
+                "--set",
+                &format!("nats.url=nats://127.0.0.1:{}", self.port),
+            ])
+            .args([
+                "--set",
+                &format!("store.path={}", store.display()),
+                "--set",
+                "log.filter=error",
+            ])
             .spawn()
             .expect("the daemon starts");
         let mut daemon = Killed(daemon);
@@ -173,10 +206,14 @@ impl Server {
         daemon.0.wait().expect("the daemon can be waited for");
         fs::remove_dir_all(store).expect("the store can be removed");
         // The next round's store has another id: the claim must not wait for the last one's to expire.
-        let purged = self.connect().request("$JS.API.STREAM.PURGE.TOCSIN_CLAIM", "");
+        let purged = self
+            .connect()
+            .request("$JS.API.STREAM.PURGE.TOCSIN_CLAIM", "");
         assert!(purged.contains("true"), "{purged}");
         let purge = "{\"filter\":\"SendAlarmDigest\"}";
-        let purged = self.connect().request(&format!("$JS.API.STREAM.PURGE.{STREAM}"), purge);
+        let purged = self
+            .connect()
+            .request(&format!("$JS.API.STREAM.PURGE.{STREAM}"), purge);
         assert!(purged.contains("true"), "{purged}");
         cpu
     }
@@ -209,7 +246,9 @@ impl Drop for Killed {
 /// CPU time of a process, from `/proc`, where a tick is a hundredth of a second.
 fn cpu_of(pid: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process runs");
-    let fields: Vec<&str> = stat[stat.rfind(')').expect("a name") + 2..].split(' ').collect();
+    let fields: Vec<&str> = stat[stat.rfind(')').expect("a name") + 2..]
+        .split(' ')
+        .collect();
     let ticks = |at: usize| fields[at].parse::<u64>().expect("a number of ticks");
     Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
@@ -228,7 +267,11 @@ fn uuid(of: u64) -> String {
     let (high, low) = (random.next(), random.next());
     format!(
         "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        high >> 32, high >> 16 & 0xffff, high & 0xffff, low >> 48, low & 0xffff_ffff_ffff,
+        high >> 32,
+        high >> 16 & 0xffff,
+        high & 0xffff,
+        low >> 48,
+        low & 0xffff_ffff_ffff,
     )
 }
 
@@ -259,12 +302,22 @@ impl Bare {
         let stream = loop {
             match TcpStream::connect(("127.0.0.1", port)) {
                 Ok(stream) => break stream,
-                Err(error) => assert!(Instant::now() < until, "nats-server does not listen: {error}"),
+                Err(error) => assert!(
+                    Instant::now() < until,
+                    "nats-server does not listen: {error}"
+                ),
             }
         };
         stream.set_nodelay(true).expect("a TCP option");
-        stream.set_read_timeout(Some(DEADLINE)).expect("a TCP option");
-        let mut bare = Self { stream, buffer: vec![0; 1 << 20], begin: 0, end: 0 };
+        stream
+            .set_read_timeout(Some(DEADLINE))
+            .expect("a TCP option");
+        let mut bare = Self {
+            stream,
+            buffer: vec![0; 1 << 20],
+            begin: 0,
+            end: 0,
+        };
         bare.write(b"CONNECT {\"verbose\":false,\"pedantic\":false,\"headers\":true,\"no_responders\":true}\r\nPING\r\n");
         bare.wait_for_pong();
         bare
@@ -281,7 +334,13 @@ impl Bare {
 
     fn request(&mut self, subject: &str, payload: &str) -> String {
         self.subscribe("_INBOX.api", 1);
-        self.write(format!("PUB {subject} _INBOX.api {}\r\n{payload}\r\n", payload.len()).as_bytes());
+        self.write(
+            format!(
+                "PUB {subject} _INBOX.api {}\r\n{payload}\r\n",
+                payload.len()
+            )
+            .as_bytes(),
+        );
         let answer = self.next_text();
         self.write(b"UNSUB 1\r\n");
         answer

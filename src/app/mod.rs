@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `codec` | where domain, wire and metrics meet |
 //! | `broker` | which bus the configuration and the server ask for |
+//! | `up` | the daemon with a broker of its own |
 //! | `supervisor` | what systemd is told, and the signals that stop us |
 //!
 //! The way up: store (locked, its last segment copied), broker (waited for, for ever), claim (waited for while
@@ -13,6 +14,7 @@
 mod broker;
 pub mod codec;
 mod supervisor;
+pub mod up;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,11 +24,12 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{error, info, warn};
 
+use crate::bus::server::ServerError;
 use crate::bus::wire::Limits;
 use crate::bus::{Bus, BusError, Claim, Mode, Start};
 use crate::config::{self, Config, InputStart, StoreKind};
-use crate::domains::alarms;
 use crate::domains::State;
+use crate::domains::alarms;
 use crate::runtime::{Edges, Fault, Runtime, Settings};
 use crate::store::embedded::{self, Embedded};
 use crate::store::memory::Memory;
@@ -43,6 +46,9 @@ pub enum AppError {
     /// The broker cannot be used as it is configured.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The child nats-server cannot be run.
+    #[error(transparent)]
+    Server(#[from] ServerError),
     /// The system refused something that every process may do.
     #[error("failed to {action}: {error}")]
     System {
@@ -52,10 +58,14 @@ pub enum AppError {
         error: std::io::Error,
     },
     /// The program is wrong.
-    #[error("{0}; this is a defect of tocsin, and what was not committed is read again at the next start")]
+    #[error(
+        "{0}; this is a defect of tocsin, and what was not committed is read again at the next start"
+    )]
     Defect(String),
     /// The drain took longer than `shutdown.timeout`.
-    #[error("{num_messages} messages were not committed within shutdown.timeout; on core NATS they are lost")]
+    #[error(
+        "{num_messages} messages were not committed within shutdown.timeout; on core NATS they are lost"
+    )]
     Undrained {
         /// How many.
         num_messages: usize,
@@ -104,13 +114,23 @@ pub async fn serve(config: &Config, ready: impl FnOnce(&dyn Bus)) -> Result<(), 
         runtime_settings(config),
         config.nats.name.clone(),
     );
-    let mut daemon = Daemon { runtime, faults, claim, mode: bus.mode(), supervisor };
+    let mut daemon = Daemon {
+        runtime,
+        faults,
+        claim,
+        mode: bus.mode(),
+        supervisor,
+    };
     let start = match config.input.start {
         InputStart::First => Start::First,
         InputStart::New => Start::New,
         InputStart::At(at) => Start::At(at),
     };
-    let positions = store.headers().iter().map(|header| header.position).collect();
+    let positions = store
+        .headers()
+        .iter()
+        .map(|header| header.position)
+        .collect();
     if daemon.begin(bus.open_input(positions, start)).await? {
         ready(bus.as_ref());
         daemon.run().await?;
@@ -124,7 +144,10 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
         Ok(match settings.kind {
             StoreKind::Embedded => {
                 let partitions = settings.partitions;
-                let options = embedded::Options { partitions, ..embedded::Options::default() };
+                let options = embedded::Options {
+                    partitions,
+                    ..embedded::Options::default()
+                };
                 Arc::new(Embedded::open(&settings.path, options)?)
             }
             StoreKind::Memory => Arc::new(Memory::new(settings.partitions)),
@@ -154,7 +177,9 @@ fn runtime_settings(config: &Config) -> Settings {
         producer_in_flight: config.producers.in_flight,
         owed_rows: config.producers.owed.rows,
         owed_bytes: usize::try_from(config.producers.owed.bytes).unwrap_or(usize::MAX),
-        limits: Limits { max_future: config.alarms.max_future },
+        limits: Limits {
+            max_future: config.alarms.max_future,
+        },
         aggregate_interval: config.metrics.aggregate_interval,
     }
 }
@@ -179,7 +204,12 @@ impl Daemon {
         &mut self,
         input: impl Future<Output = Result<Box<dyn crate::bus::Input>, BusError>>,
     ) -> Result<bool, AppError> {
-        let Self { runtime, faults, supervisor, .. } = self;
+        let Self {
+            runtime,
+            faults,
+            supervisor,
+            ..
+        } = self;
         let beginning = async {
             runtime.recovered().await;
             runtime.read(input.await?).await;
@@ -212,9 +242,16 @@ impl Daemon {
     fn look_after(&mut self) {
         let (owed, _) = self.runtime.owed();
         let in_flight = self.runtime.num_in_flight();
-        let claim = if self.claim.is_held() { "" } else { "claim on the input lost; " };
-        self.supervisor.status(&format!("{claim}{in_flight} messages in flight, {owed} owed"));
-        self.supervisor.feed_watchdog(self.runtime.pulse().oldest_beat());
+        let claim = if self.claim.is_held() {
+            ""
+        } else {
+            "claim on the input lost; "
+        };
+        self.supervisor.status(&format!(
+            "{claim}{in_flight} messages in flight, {owed} owed"
+        ));
+        self.supervisor
+            .feed_watchdog(self.runtime.pulse().oldest_beat());
     }
 
     /// Stops the input, commits and publishes what is under way, and stops the actors.

@@ -28,7 +28,10 @@ pub(super) struct Supervisor {
 impl Supervisor {
     pub(super) fn new() -> Result<Self, AppError> {
         let listen = |kind| {
-            signal(kind).map_err(|error| AppError::System { action: "listen for signals", error })
+            signal(kind).map_err(|error| AppError::System {
+                action: "listen for signals",
+                error,
+            })
         };
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,

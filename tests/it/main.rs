@@ -2,5 +2,7 @@
 
 mod bus_jetstream;
 mod connection;
+mod crash;
+mod digest;
 mod server;
 mod support;

@@ -1,5 +1,7 @@
 //! What several subjects share.
 
+pub(crate) mod daemon;
+pub(crate) mod judge;
 pub(crate) mod nats;
 
 use std::time::Duration;

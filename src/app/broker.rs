@@ -1,0 +1,1 @@
+//! Which bus the configuration and the server ask for.

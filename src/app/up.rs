@@ -1,0 +1,139 @@
+//! Everything with no configuration: the daemon, and a nats-server of its own where none is named.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::warn;
+
+use crate::bus::server::{NatsServer, Port, Settings, find_program};
+use crate::bus::{Bus, Mode};
+use crate::config::Config;
+
+use super::{AppError, serve};
+
+/// The subcommand that becomes the child nats-server.
+pub const LAUNCH_COMMAND: &str = "__nats-server";
+/// The file in the data folder that holds the URL in use: client commands read it.
+pub const URL_FILE: &str = "url";
+/// Where the child nats-server listens, if that is free.
+const PREFERRED_PORT: u16 = 4222;
+/// How long the child may take to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A nats-server that lives as long as `up` does.
+pub struct Broker {
+    server: NatsServer,
+}
+
+impl Broker {
+    /// Starts it with its data below a folder.
+    ///
+    /// # Errors
+    /// [`AppError::Server`] when it is not found or does not start.
+    pub async fn start(folder: &Path) -> Result<Self, AppError> {
+        let own = std::env::current_exe().map_err(|error| AppError::System {
+            action: "find this program",
+            error,
+        })?;
+        let settings = Settings {
+            program: find_program()?,
+            launcher: vec![own.into(), LAUNCH_COMMAND.into()],
+            folder: folder.join("nats"),
+            port: Port::From(PREFERRED_PORT),
+            has_jetstream: true,
+            config: String::new(),
+        };
+        Ok(Self {
+            server: NatsServer::start(settings).await?,
+        })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Starts it again whenever it ends; resolves when that fails.
+    async fn keep_alive(&mut self) -> AppError {
+        loop {
+            let how = self.server.ended().await;
+            warn!(how, "nats-server ended, it is started again");
+            if let Err(error) = self.server.restart().await {
+                return error.into();
+            }
+        }
+    }
+}
+
+/// Runs the daemon with what `config` says, and the broker beside it until the daemon has stopped.
+///
+/// # Errors
+/// [`AppError`] when either ends by itself.
+pub async fn up(config: &Config, folder: &Path, broker: Option<Broker>) -> Result<(), AppError> {
+    let url_file = UrlFile::write(folder, config.nats.url.expose().join(","))?;
+    let say = |bus: &dyn Bus| announce(bus, config, folder);
+    let result = match broker {
+        None => serve(config, say).await,
+        Some(mut broker) => {
+            let result = tokio::select! {
+                result = serve(config, say) => result,
+                error = broker.keep_alive() => Err(error),
+            };
+            broker.server.stop(STOP_TIMEOUT).await;
+            result
+        }
+    };
+    drop(url_file);
+    result
+}
+
+/// The file with the URL in use, for as long as it is true.
+struct UrlFile(PathBuf);
+
+impl UrlFile {
+    fn write(folder: &Path, url: String) -> Result<Self, AppError> {
+        let path = folder.join(URL_FILE);
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&path, url))
+            .map_err(|error| AppError::System {
+                action: "write the data folder",
+                error,
+            })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for UrlFile {
+    fn drop(&mut self) {
+        // Left behind it only makes a client command wait for nothing.
+        fs::remove_file(&self.0).ok();
+    }
+}
+
+fn announce(bus: &dyn Bus, config: &Config, folder: &Path) {
+    let promise = match bus.mode() {
+        Mode::JetStream => {
+            "every change in the stream is applied exactly once, every digest published until confirmed"
+        }
+        Mode::Core => {
+            "no JetStream: what reaches this process is kept, what the network loses is lost; a publisher that \
+             waits for the reply and repeats loses nothing"
+        }
+        Mode::Memory => "a broker inside the process: nothing outlives it",
+    };
+    let text = format!(
+        "tocsin is up on {url}, data in {folder}\n\
+         promise: {promise}\n\
+         try:\n  \
+         tocsin change ann disk CRITICAL\n  \
+         tocsin digest ann\n  \
+         tocsin config print\n",
+        url = config.nats.url,
+        folder = folder.display(),
+    );
+    // Whoever closed our standard output does not want to read it.
+    std::io::stdout().write_all(text.as_bytes()).ok();
+}
