@@ -20,9 +20,13 @@
 //!    that is dropped without `install` never happened.
 
 pub mod embedded;
+mod files;
 pub mod format;
 mod journal;
+mod ledger;
 pub mod memory;
+mod recovery;
+mod shared;
 mod snapshot;
 
 use std::path::PathBuf;
@@ -172,4 +176,27 @@ pub trait Store: Send + Sync {
 
     /// Begins to write a snapshot that was asked for; `None` where the store has no use for one.
     fn begin_snapshot(&self, head: SnapshotHead) -> Option<Box<dyn SnapshotWriter>>;
+}
+
+/// The fence of every store: what is stored after a commit, if it is the owner's and the next.
+fn fence(stored: Option<Header>, commit: &Commit) -> Result<Header, StoreError> {
+    match stored {
+        Some(stored) if commit.epoch == stored.epoch && commit.number == stored.number.next() => {
+            Ok(Header {
+                epoch: commit.epoch,
+                number: commit.number,
+                position: commit.position,
+            })
+        }
+        _ => {
+            let stored = stored.unwrap_or_default();
+            Err(StoreError::Fenced {
+                partition: commit.partition,
+                epoch: commit.epoch.0,
+                number: commit.number.0,
+                stored_epoch: stored.epoch.0,
+                stored_number: stored.number.0,
+            })
+        }
+    }
 }

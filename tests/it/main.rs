@@ -5,4 +5,6 @@ mod connection;
 mod crash;
 mod digest;
 mod server;
+mod store_contract;
+mod store_faults;
 mod support;
