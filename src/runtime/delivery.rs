@@ -128,6 +128,8 @@ pub struct Settled {
     pub key: OutboxKey,
     /// What became of it.
     pub outcome: Outcome,
+    /// The producer's room for one message, free again when the worker has heard of it.
+    pub slot: OwnedSemaphorePermit,
 }
 
 /// What became of an owed message.

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use actix::prelude::*;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{error, info, warn};
 
 use crate::bus::{Confirmation, Outbound, PublishError};
@@ -52,7 +52,9 @@ pub(super) struct Producer<D: Domain> {
     waiting: VecDeque<Publish<D::Outgoing>>,
     /// What waits, is under way or is parked: a restarted worker offers it again.
     known: HashSet<(PartitionId, OutboxKey)>,
-    num_in_flight: usize,
+    /// Room for messages that are unconfirmed, or confirmed and not heard of by their worker.
+    slots: Arc<Semaphore>,
+    is_waiting_for_slot: bool,
     _lifeline: Lifeline,
 }
 
@@ -80,6 +82,7 @@ impl<D: Domain> Producer<D> {
         aggregator: Addr<Aggregator>,
     ) -> Self {
         let (lookups, asked) = mpsc::channel(MAX_LOOKUP);
+        let slots = Arc::new(Semaphore::new(shared.settings.producer_in_flight));
         actix::spawn(look_up(Arc::clone(&shared), asked));
         Self {
             _lifeline: shared.faults.clone().lifeline("producer"),
@@ -89,36 +92,66 @@ impl<D: Domain> Producer<D> {
             lookups,
             waiting: VecDeque::new(),
             known: HashSet::new(),
-            num_in_flight: 0,
+            slots,
+            is_waiting_for_slot: false,
         }
     }
 
+    /// Begins to publish what waits, as long as there is room.
     fn pump(&mut self, ctx: &mut Context<Self>) {
-        while self.num_in_flight < self.shared.settings.producer_in_flight
-            && let Some(publish) = self.waiting.pop_front()
-        {
-            self.num_in_flight += 1;
-            let (shared, lookups) = (Arc::clone(&self.shared), self.lookups.clone());
-            let attempts = async move {
-                let ended = deliver(&shared, &lookups, &publish.owed).await;
-                (publish, ended)
+        while !self.waiting.is_empty() {
+            let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+                return self.wait_for_slot(ctx);
             };
-            ctx.spawn(
-                attempts
-                    .into_actor(self)
-                    .map(|(publish, ended), producer, ctx| {
-                        producer.num_in_flight -= 1;
-                        producer.settle(publish, &ended, ctx);
-                        producer.pump(ctx);
-                    }),
-            );
+            if let Some(publish) = self.waiting.pop_front() {
+                self.begin(publish, slot, ctx);
+            }
         }
     }
 
-    fn settle(&mut self, publish: Publish<D::Outgoing>, ended: &Ended, ctx: &mut Context<Self>) {
-        let (partition, key) = (publish.partition, publish.owed.key);
+    fn wait_for_slot(&mut self, ctx: &mut Context<Self>) {
+        if self.is_waiting_for_slot {
+            return;
+        }
+        self.is_waiting_for_slot = true;
+        let slots = Arc::clone(&self.slots);
+        let free = async move { slots.acquire().await.map(drop) };
+        ctx.spawn(free.into_actor(self).map(|_, producer, ctx| {
+            producer.is_waiting_for_slot = false;
+            producer.pump(ctx);
+        }));
+    }
+
+    fn begin(
+        &self,
+        publish: Publish<D::Outgoing>,
+        slot: OwnedSemaphorePermit,
+        ctx: &mut Context<Self>,
+    ) {
+        let (shared, lookups) = (Arc::clone(&self.shared), self.lookups.clone());
+        let attempts = async move {
+            let ended = deliver(&shared, &lookups, &publish.owed).await;
+            (publish, ended)
+        };
+        ctx.spawn(
+            attempts
+                .into_actor(self)
+                .map(move |(publish, ended), producer, ctx| {
+                    producer.settle(publish, &ended, slot, ctx);
+                }),
+        );
+    }
+
+    fn settle(
+        &mut self,
+        publish: Publish<D::Outgoing>,
+        ended: &Ended,
+        slot: OwnedSemaphorePermit,
+        ctx: &mut Context<Self>,
+    ) {
+        let (partition, key, outcome) = (publish.partition, publish.owed.key, ended.outcome);
         self.observe(&publish.owed, ended);
-        match ended.outcome {
+        match outcome {
             Outcome::Published(_) => {
                 self.known.remove(&(partition, key));
             }
@@ -135,7 +168,8 @@ impl<D: Domain> Producer<D> {
             let settled = Settled {
                 partition,
                 key,
-                outcome: ended.outcome,
+                outcome,
+                slot,
             };
             self.shared.faults.send(router, settled);
         }

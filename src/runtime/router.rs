@@ -21,7 +21,7 @@ use crate::core::position::Cursor;
 
 use super::delivery::{Batch, Committed, Flush, Publish, Route, Settled, Work, WorkerDown};
 use super::listener::read;
-use super::metrics::Aggregator;
+use super::metrics::{Aggregator, Metric, Observation, Observed, Source};
 use super::producer::Producer;
 use super::worker::Worker;
 use super::{Fault, Lifeline, Shared, start_actor};
@@ -310,6 +310,12 @@ impl<D: Domain> Handler<WorkerDown> for Router<D> {
         } else {
             warn!(worker, "worker ended, it is restarted from the store");
         }
+        let observations = vec![Observation::count(Metric::WorkerRestarts, 1)];
+        // Telemetry may be lost.
+        drop(self.aggregator.try_send(Observed {
+            source: Source::Other,
+            observations,
+        }));
         self.restart(place);
     }
 }

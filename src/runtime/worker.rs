@@ -7,7 +7,8 @@
 //! All ready commits go to the store in one call, and one call is in flight: what arrives meanwhile joins the
 //! next. Handlers are sync; nothing is released before its commit.
 
-use std::collections::VecDeque;
+use std::borrow::Cow;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,13 +18,13 @@ use tracing::{debug, error};
 
 use crate::bus::wire;
 use crate::core::ids::{CommitNumber, PartitionId};
-use crate::core::partition::{Domain, Output, Partition, Reply};
+use crate::core::partition::{Delivered, Domain, Output, Partition, Reply};
 use crate::core::position::Cursor;
 use crate::core::rows::{CorruptRow, Rows};
 use crate::store::{Receipt, Recovery, SnapshotWriter, StoreError};
 
 use super::delivery::{Committed, Flush, Outcome, Publish, Settled, Work, WorkerDown};
-use super::metrics::{Aggregator, Observed, Source};
+use super::metrics::{Aggregator, Metric, Observation, Observed, Source};
 use super::producer::Producer;
 use super::router::{Router, producer_of};
 use super::{Fault, Shared};
@@ -56,6 +57,8 @@ pub(super) struct Worker<D: Domain> {
     /// What is owed, as last told to the gauge.
     owed: (usize, usize),
     num_ticks: u64,
+    /// Messages refused since the last tick, by reason.
+    refusals: HashMap<&'static str, u64>,
     flushing: Vec<oneshot::Sender<()>>,
     recovered: Option<oneshot::Sender<()>>,
     notice: DeathNotice<D>,
@@ -128,6 +131,7 @@ impl<D: Domain> Worker<D> {
             snapshots: Snapshots::default(),
             owed: (0, 0),
             num_ticks: 0,
+            refusals: HashMap::new(),
             flushing: Vec::new(),
             recovered,
             notice,
@@ -388,7 +392,10 @@ impl<D: Domain> Worker<D> {
 
     fn observe(&mut self) {
         let codec = self.shared.codec;
-        let mut observations = Vec::new();
+        let refused = self.refusals.drain();
+        let mut observations: Vec<_> = refused
+            .map(|(reason, num)| Observation::count(Metric::Refusals, num).with("reason", reason))
+            .collect();
         for partition in &mut self.partitions {
             (codec.observe)(partition.take_tally(), &mut observations);
             (codec.observe_state)(partition.state(), &mut observations);
@@ -455,6 +462,11 @@ impl<D: Domain> Handler<Work<D::Command>> for Worker<D> {
     fn handle(&mut self, work: Work<D::Command>, ctx: &mut Self::Context) {
         for (id, delivery) in work.deliveries {
             self.notice.at = Some(delivery.cursor);
+            if let Delivered::Refused(letter) = &delivery.body
+                && let Cow::Borrowed(reason) = letter.reason
+            {
+                *self.refusals.entry(reason).or_default() += 1;
+            }
             if let Some(partition) = self.partition(id) {
                 partition.deliver(work.origin, delivery);
             }
