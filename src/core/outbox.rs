@@ -12,6 +12,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Bound::{Excluded, Included};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,11 +22,19 @@ use super::position::Cursor;
 use super::rows::{CorruptRow, OUTBOX_TABLE, Reader, put_bytes, put_timestamp, put_varint};
 use super::time::Timestamp;
 
-/// The number of an owed message within its partition: later ones are higher.
+/// The number of an owed message within its partition: later ones are higher, and none is given out twice,
+/// because each owner of the partition begins a range of its own ([`OutboxKey::before`]).
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct OutboxKey(pub u64);
 
 impl OutboxKey {
+    /// The key before the first of an owner: a confirmation that an earlier owner waited for, and that
+    /// arrives late, can only name the message that it was meant for.
+    #[must_use]
+    pub const fn before(epoch: Epoch) -> Self {
+        Self(epoch.0 << KEY_BITS_PER_EPOCH)
+    }
+
     /// The row's key.
     #[must_use]
     pub fn to_row_key(self) -> [u8; 9] {
@@ -45,6 +54,10 @@ impl OutboxKey {
         Ok(Self(u64::from_be_bytes(bytes)))
     }
 }
+
+/// 2^40 messages an owner, 2^24 owners: a restart each second for half a year, a message each microsecond for
+/// twelve days.
+const KEY_BITS_PER_EPOCH: u32 = 40;
 
 /// A message that was refused, with everything its publisher needs to find the fault.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -255,6 +268,11 @@ impl<M> Outbox<M> {
         self.last_key
     }
 
+    /// Gives out keys beyond every earlier owner's from now on.
+    pub fn begin_epoch(&mut self, epoch: Epoch) {
+        self.last_key = self.last_key.max(OutboxKey::before(epoch));
+    }
+
     /// Takes a message that is owed from now on, or the same row again.
     pub fn insert(&mut self, owed: Owed<M>) {
         let (key, lane) = (owed.key, owed.lane);
@@ -268,7 +286,11 @@ impl<M> Outbox<M> {
 
     /// Makes every row up to `key` durable; returns those that may be published now.
     pub fn make_durable(&mut self, key: OutboxKey) -> Vec<Arc<Owed<M>>> {
-        let newly = self.rows.range(OutboxKey(self.last_durable.0 + 1)..=key);
+        // Most commits owe nothing new: the range may be empty, but never backwards.
+        let key = key.max(self.last_durable);
+        let newly = self
+            .rows
+            .range((Excluded(self.last_durable), Included(key)));
         let first_of_lane = |owed: &&Arc<Owed<M>>| {
             self.lanes.get(&owed.lane).and_then(VecDeque::front) == Some(&owed.key)
         };
@@ -277,7 +299,7 @@ impl<M> Outbox<M> {
             .filter(first_of_lane)
             .cloned()
             .collect();
-        self.last_durable = self.last_durable.max(key);
+        self.last_durable = key;
         ready
     }
 
@@ -353,6 +375,14 @@ mod tests {
         assert_eq!(keys(&outbox.make_durable(OutboxKey(4))), [4]);
         assert_eq!(outbox.remove(OutboxKey(1)), (false, None));
         assert_eq!((outbox.num_rows(), outbox.num_bytes()), (2, 20));
+    }
+
+    #[test]
+    fn a_commit_that_owes_nothing_new_makes_nothing_ready() {
+        let mut outbox = Outbox::default();
+        outbox.insert(owed(1, 5));
+        assert_eq!(keys(&outbox.make_durable(OutboxKey(1))), [1]);
+        assert!(outbox.make_durable(OutboxKey(1)).is_empty());
     }
 
     #[test]

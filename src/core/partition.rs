@@ -292,6 +292,7 @@ impl<D: Domain> Partition<D> {
         self.seen = header
             .position
             .map_or(Cursor::default(), |position| position.cursor);
+        self.outbox.begin_epoch(header.epoch);
         let owed = self.outbox.make_durable(self.outbox.last_key());
         self.outputs.extend(owed.into_iter().map(Output::Publish));
     }
@@ -404,8 +405,10 @@ impl<D: Domain> Partition<D> {
         }
         check!(
             Invariant::PositionCoversCommit,
-            self.watermark
-                .is_none_or(|watermark| self.seen <= watermark.cursor)
+            self.seen
+                <= self
+                    .watermark
+                    .map_or(Cursor::default(), |watermark| watermark.cursor)
         );
         let pending = std::mem::take(&mut self.pending);
         self.issued = self.issued.next();
@@ -490,6 +493,14 @@ impl<D: Domain> Partition<D> {
     /// The state may move between two calls: rows are absolute, and the commits after the head's number are
     /// read after them. [`Output::InstallSnapshot`] follows when all it may contain is durable.
     pub fn write_snapshot(&mut self, max_bytes: usize, rows: &mut Rows) -> bool {
+        // A slice of its own, and room for a row: each call gets on, whatever the caller has gathered.
+        let (mut slice, max_bytes) = (Rows::default(), max_bytes.max(1));
+        let has_more = self.write_slice(max_bytes, &mut slice);
+        rows.append(&slice);
+        has_more
+    }
+
+    fn write_slice(&mut self, max_bytes: usize, rows: &mut Rows) -> bool {
         let Some(snapshot) = &mut self.snapshot else {
             return false;
         };
@@ -583,4 +594,572 @@ fn push_last_output(sequence: u64, rows: &mut Rows) {
     let mut value = Vec::new();
     put_varint(&mut value, sequence);
     rows.push(&[OUTPUT_TABLE], Some(&value));
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// A second domain, which knows no alarm: the last value under each letter. A question is answered with
+    /// the value, once it is not what was answered before.
+    #[derive(Default)]
+    struct LastValues(BTreeMap<u8, Value>);
+
+    #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+    struct Value {
+        value: u8,
+        is_told: bool,
+    }
+
+    const TABLE: u8 = 200;
+
+    #[derive(Clone, Copy)]
+    enum Ask {
+        Set(u8, u8),
+        Tell(u8),
+    }
+
+    impl Domain for LastValues {
+        type Command = Ask;
+        type Change = (u8, Option<Value>);
+        type Outgoing = (u8, u8);
+        type Tally = u64;
+        type Settings = ();
+
+        fn new((): ()) -> Self {
+            Self::default()
+        }
+
+        fn decide(&self, _: Timestamp, command: &Ask, decision: &mut Decision<Self>) {
+            decision.tally += 1;
+            match *command {
+                Ask::Set(letter, value) => {
+                    let is_told = false;
+                    decision
+                        .changes
+                        .push((letter, Some(Value { value, is_told })));
+                }
+                Ask::Tell(letter) => {
+                    let known = self.0.get(&letter).filter(|known| !known.is_told);
+                    let Some(&Value { value, .. }) = known else {
+                        return;
+                    };
+                    let is_told = true;
+                    decision
+                        .changes
+                        .push((letter, Some(Value { value, is_told })));
+                    decision.publish = Some((letter, value));
+                }
+            }
+        }
+
+        fn evolve(&mut self, (letter, value): Self::Change) {
+            match value {
+                Some(value) => self.0.insert(letter, value),
+                None => self.0.remove(&letter),
+            };
+        }
+
+        fn encode((letter, value): &Self::Change, rows: &mut Rows) {
+            let value = value.map(|it| [it.value, u8::from(it.is_told)]);
+            rows.push(&[TABLE, *letter], value.as_ref().map(<[u8; 2]>::as_slice));
+        }
+
+        fn decode(key: &[u8], value: Option<&[u8]>) -> Result<Self::Change, CorruptRow> {
+            let &[TABLE, letter] = key else {
+                return Err(CorruptRow("not a letter"));
+            };
+            let value = match value {
+                None => None,
+                Some(&[value, told]) => Some(Value {
+                    value,
+                    is_told: told == 1,
+                }),
+                Some(_) => return Err(CorruptRow("not a value")),
+            };
+            Ok((letter, value))
+        }
+
+        fn encode_outgoing(&(letter, value): &(u8, u8), out: &mut Vec<u8>) {
+            out.extend_from_slice(&[letter, value]);
+        }
+
+        fn decode_outgoing(reader: &mut Reader<'_>) -> Result<(u8, u8), CorruptRow> {
+            Ok((reader.byte()?, reader.byte()?))
+        }
+
+        fn snapshot(&self, from: usize, max_bytes: usize, rows: &mut Rows) -> Option<usize> {
+            for (place, (&letter, &value)) in self.0.iter().enumerate().skip(from) {
+                if rows.as_bytes().len() >= max_bytes {
+                    return Some(place);
+                }
+                Self::encode(&(letter, Some(value)), rows);
+            }
+            None
+        }
+
+        fn expire(&self, now: Timestamp, _: usize, changes: &mut Vec<Self::Change>) -> usize {
+            if now >= Timestamp::from_seconds(1_000_000) {
+                changes.extend(self.0.keys().map(|&letter| (letter, None)));
+            }
+            0
+        }
+    }
+
+    const ORIGIN: Origin = Origin::Stream {
+        created: Timestamp::from_seconds(5),
+    };
+    const STORE: StoreId = StoreId([7; 16]);
+    const ID: PartitionId = PartitionId(3);
+
+    fn cursor(sequence: u64) -> Cursor {
+        Cursor {
+            generation: 0,
+            sequence,
+        }
+    }
+
+    fn position(sequence: u64) -> Position {
+        Position {
+            origin: ORIGIN,
+            cursor: cursor(sequence),
+            timestamp: Timestamp::from_seconds(sequence),
+            fingerprint: None,
+        }
+    }
+
+    fn delivery(sequence: u64, lane: u64, command: Ask) -> Delivery<Ask> {
+        Delivery {
+            cursor: cursor(sequence),
+            timestamp: Timestamp::from_seconds(sequence),
+            placement: lane,
+            body: Delivered::Command(command),
+            reply_to: Some(format!("reply.{sequence}").into()),
+        }
+    }
+
+    fn opened(epoch: u64, commits: &[Commit]) -> Partition<LastValues> {
+        let mut partition = Partition::new(STORE, ID, ());
+        for row in commits.iter().flat_map(|commit| commit.rows.iter()) {
+            let (key, value) = row.unwrap();
+            partition.restore(key, value).unwrap();
+        }
+        let last = commits.last();
+        partition.recovered(Header {
+            epoch: Epoch(epoch),
+            number: last.map_or(CommitNumber(0), |commit| commit.number),
+            position: last.and_then(|commit| commit.position),
+        });
+        partition
+    }
+
+    fn deliver(partition: &mut Partition<LastValues>, sequence: u64, command: Ask) {
+        partition.deliver(ORIGIN, delivery(sequence, 1, command));
+        partition.advance(position(sequence));
+    }
+
+    /// What a partition hands out, each in a word or two.
+    fn outputs(partition: &mut Partition<LastValues>) -> Vec<String> {
+        let mut outputs = Vec::new();
+        while let Some(output) = partition.poll() {
+            outputs.push(match output {
+                Output::Release { position, replies } => {
+                    let sequence = position.map_or(0, |position| position.cursor.sequence);
+                    let replies: Vec<_> = replies
+                        .iter()
+                        .map(|reply| {
+                            format!(
+                                " {}{}",
+                                reply.to,
+                                reply.refused.as_deref().map_or("", |_| "!")
+                            )
+                        })
+                        .collect();
+                    format!("release {sequence}{}", replies.concat())
+                }
+                Output::Publish(owed) => format!("publish {}", owed.id),
+                Output::InstallSnapshot(head) => format!("install {}", head.header.number.0),
+            });
+        }
+        outputs
+    }
+
+    fn commit(partition: &mut Partition<LastValues>) -> Commit {
+        let commit = partition.commit().expect("there is something to commit");
+        partition.committed(commit.number);
+        commit
+    }
+
+    fn keys(partition: &Partition<LastValues>) -> Vec<OutboxKey> {
+        partition
+            .outbox()
+            .rows_from(OutboxKey(0))
+            .map(|owed| owed.key)
+            .collect()
+    }
+
+    #[test]
+    fn i_01_commits_follow_without_a_gap_and_one_is_in_flight() {
+        let mut partition = opened(1, &[]);
+        assert_eq!(partition.commit(), None);
+        deliver(&mut partition, 1, Ask::Set(b'a', 1));
+        assert!(partition.is_commit_due());
+        let first = partition.commit().unwrap();
+        deliver(&mut partition, 2, Ask::Set(b'b', 2));
+        assert!(!partition.is_commit_due());
+        assert_eq!(partition.commit(), None);
+        partition.committed(first.number);
+        let second = partition.commit().unwrap();
+        assert_eq!(
+            (first.number, second.number),
+            (CommitNumber(1), CommitNumber(2))
+        );
+        partition.committed(second.number);
+        assert_eq!(
+            opened(2, &[first, second]).durable().number,
+            CommitNumber(2)
+        );
+        assert_eq!(partition.commit(), None);
+    }
+
+    #[test]
+    fn i_02_a_position_covers_the_messages_of_its_commit_and_never_goes_back() {
+        let mut partition = opened(1, &[]);
+        partition.deliver(ORIGIN, delivery(4, 1, Ask::Set(b'a', 1)));
+        partition.advance(position(6));
+        assert_eq!(commit(&mut partition).position, Some(position(6)));
+        partition.advance(position(5));
+        assert_eq!(partition.commit(), None);
+        // A quiet partition is raised too: by a commit without a row.
+        partition.advance(position(9));
+        assert!(!partition.is_commit_due());
+        let quiet = commit(&mut partition);
+        assert_eq!(
+            (quiet.position, quiet.rows),
+            (Some(position(9)), Rows::default())
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "I-02")]
+    fn i_02_a_commit_that_does_not_cover_its_messages_is_a_defect() {
+        let mut partition = opened(1, &[]);
+        partition.deliver(ORIGIN, delivery(4, 1, Ask::Set(b'a', 1)));
+        let _ = partition.commit();
+    }
+
+    #[test]
+    fn i_03_nothing_goes_out_before_its_commit_is_durable() {
+        let mut partition = opened(1, &[]);
+        deliver(&mut partition, 1, Ask::Set(b'a', 1));
+        deliver(&mut partition, 2, Ask::Tell(b'a'));
+        assert!(outputs(&mut partition).is_empty());
+        let number = partition.commit().unwrap().number;
+        // What comes while the commit is in flight waits for the next one.
+        deliver(&mut partition, 3, Ask::Set(b'b', 1));
+        partition.deliver(ORIGIN, delivery(4, 2, Ask::Tell(b'b')));
+        partition.advance(position(4));
+        assert!(outputs(&mut partition).is_empty());
+        partition.committed(number);
+        assert_eq!(
+            outputs(&mut partition),
+            ["release 2 reply.1 reply.2", "publish 2-2000000000"]
+        );
+        commit(&mut partition);
+        assert_eq!(
+            outputs(&mut partition),
+            ["release 4 reply.3 reply.4", "publish 4-4000000000"]
+        );
+    }
+
+    #[test]
+    fn i_04_an_owed_message_is_published_again_until_its_confirmation_is_durable() {
+        let mut partition = opened(1, &[]);
+        deliver(&mut partition, 1, Ask::Set(b'a', 1));
+        deliver(&mut partition, 2, Ask::Tell(b'a'));
+        let owing = commit(&mut partition);
+        let key = keys(&partition)[0];
+        partition.published(key, Some(77));
+        let confirmed = commit(&mut partition);
+        assert_eq!(
+            outputs(&mut opened(2, &[owing.clone()])),
+            ["publish 2-2000000000"]
+        );
+        let mut settled = opened(2, &[owing, confirmed]);
+        assert!(outputs(&mut settled).is_empty());
+        // The next message is looked for from the last confirmed sequence on.
+        deliver(&mut settled, 3, Ask::Set(b'a', 2));
+        deliver(&mut settled, 4, Ask::Tell(b'a'));
+        let searched: Vec<_> = settled
+            .outbox()
+            .rows_from(OutboxKey(0))
+            .map(|it| it.search_from)
+            .collect();
+        assert_eq!(searched, [77]);
+    }
+
+    #[test]
+    fn i_04_a_late_confirmation_for_an_earlier_owner_removes_nothing_else() {
+        let mut earlier = opened(1, &[]);
+        deliver(&mut earlier, 1, Ask::Set(b'a', 1));
+        deliver(&mut earlier, 2, Ask::Tell(b'a'));
+        let owing = commit(&mut earlier);
+        let key = keys(&earlier)[0];
+        earlier.published(key, None);
+        let confirmed = commit(&mut earlier);
+
+        let mut later = opened(2, &[owing.clone(), confirmed]);
+        deliver(&mut later, 3, Ask::Set(b'a', 2));
+        deliver(&mut later, 4, Ask::Tell(b'a'));
+        commit(&mut later);
+        later.published(key, None);
+        assert_eq!(later.outbox().num_rows(), 1);
+
+        // Where the message is still owed, the confirmation is as good as one's own.
+        let mut later = opened(2, &[owing]);
+        later.published(key, None);
+        assert_eq!(later.outbox().num_rows(), 0);
+    }
+
+    #[test]
+    fn i_04_a_parked_message_stays_owed_and_its_lane_goes_on() {
+        let mut partition = opened(1, &[]);
+        for (sequence, command) in [
+            (1, Ask::Set(b'a', 1)),
+            (2, Ask::Tell(b'a')),
+            (3, Ask::Set(b'a', 2)),
+            (4, Ask::Tell(b'a')),
+        ] {
+            deliver(&mut partition, sequence, command);
+        }
+        let commit = commit(&mut partition);
+        outputs(&mut partition);
+        partition.parked(keys(&partition)[0]);
+        assert_eq!(outputs(&mut partition), ["publish 4-4000000000"]);
+        assert_eq!(opened(2, &[commit]).outbox().num_rows(), 2);
+    }
+
+    #[test]
+    fn i_05_one_message_of_a_lane_is_under_way() {
+        let mut partition = opened(1, &[]);
+        for sequence in 1..=3 {
+            deliver(&mut partition, 2 * sequence, Ask::Set(b'a', 1));
+            deliver(&mut partition, 2 * sequence + 1, Ask::Tell(b'a'));
+        }
+        partition.deliver(ORIGIN, delivery(8, 2, Ask::Set(b'b', 1)));
+        partition.deliver(ORIGIN, delivery(9, 2, Ask::Tell(b'b')));
+        partition.advance(position(9));
+        let owing = commit(&mut partition);
+        assert_eq!(
+            outputs(&mut partition)[1..],
+            ["publish 3-3000000000", "publish 9-9000000000"]
+        );
+        partition.published(keys(&partition)[0], None);
+        assert_eq!(outputs(&mut partition), ["publish 5-5000000000"]);
+        // The same after a crash.
+        assert_eq!(
+            outputs(&mut opened(2, &[owing])),
+            ["publish 3-3000000000", "publish 9-9000000000"]
+        );
+    }
+
+    #[test]
+    fn i_06_the_recovered_state_is_the_live_one() {
+        let mut partition = opened(1, &[]);
+        let mut commits = Vec::new();
+        for sequence in 1..=20 {
+            let letter = b'a' + (sequence % 3) as u8;
+            let command = if sequence % 4 == 0 {
+                Ask::Tell(letter)
+            } else {
+                Ask::Set(letter, sequence as u8)
+            };
+            deliver(&mut partition, sequence, command);
+            if sequence % 5 == 0 {
+                commits.push(commit(&mut partition));
+                partition.published(keys(&partition)[0], Some(sequence));
+            }
+            // Replaying everything twice changes nothing: rows are absolute.
+            let twice: Vec<_> = commits.iter().chain(&commits).cloned().collect();
+            if sequence % 5 == 0 {
+                let recovered = opened(2, &twice);
+                assert_eq!(recovered.state().0, partition.state().0);
+                assert_eq!(recovered.durable().position, partition.durable().position);
+            }
+        }
+        commits.push(commit(&mut partition));
+        assert_eq!(keys(&opened(2, &commits)), keys(&partition));
+    }
+
+    #[test]
+    fn i_06_what_expires_is_gone_from_the_store_too() {
+        let mut partition = opened(1, &[]);
+        deliver(&mut partition, 1, Ask::Set(b'a', 1));
+        let first = commit(&mut partition);
+        partition.advance(position(1_000_000));
+        partition.expire();
+        assert!(!partition.is_commit_due());
+        let second = commit(&mut partition);
+        assert!(opened(2, &[first, second]).state().0.is_empty());
+    }
+
+    #[test]
+    fn i_07_a_message_of_a_stream_has_the_same_id_whoever_answers_it() {
+        let answer = |epoch, store| {
+            let mut partition = Partition::<LastValues>::new(store, ID, ());
+            partition.recovered(Header {
+                epoch: Epoch(epoch),
+                ..Header::default()
+            });
+            deliver(&mut partition, 1, Ask::Set(b'a', 1));
+            deliver(&mut partition, 2, Ask::Tell(b'a'));
+            commit(&mut partition);
+            outputs(&mut partition).pop()
+        };
+        assert_eq!(answer(1, STORE), answer(9, StoreId([8; 16])));
+    }
+
+    #[test]
+    fn i_07_ids_of_a_session_never_repeat() {
+        let mut ids = Vec::new();
+        for epoch in 1..=2 {
+            // The second owner begins with an empty store again, as far as this commit is concerned.
+            let mut partition = opened(epoch, &[]);
+            for first in [1, 10] {
+                for sequence in [first, first + 2] {
+                    for (sequence, command) in [
+                        (sequence, Ask::Set(b'a', 1)),
+                        (sequence + 1, Ask::Tell(b'a')),
+                    ] {
+                        partition.deliver(Origin::Session, delivery(sequence, sequence, command));
+                        partition.advance(position(sequence));
+                    }
+                }
+                commit(&mut partition);
+            }
+            ids.extend(
+                partition
+                    .outbox()
+                    .rows_from(OutboxKey(0))
+                    .map(|owed| owed.id.to_string()),
+            );
+        }
+        let expected: Vec<_> = [
+            "1-3-1.0", "1-3-1.1", "1-3-2.0", "1-3-2.1", "2-3-1.0", "2-3-1.1", "2-3-2.0", "2-3-2.1",
+        ]
+        .map(|id| format!("{STORE}-{id}"))
+        .into();
+        assert_eq!(ids, expected);
+    }
+
+    #[test]
+    fn i_08_a_snapshot_is_installed_when_everything_in_it_is_durable() {
+        let mut partition = opened(1, &[]);
+        deliver(&mut partition, 1, Ask::Set(b'a', 1));
+        let mut commits = vec![commit(&mut partition)];
+        outputs(&mut partition);
+        let head = partition.begin_snapshot().unwrap();
+        assert_eq!(
+            (head.header, partition.begin_snapshot()),
+            (partition.durable(), None)
+        );
+        // The mark "told" moves into the snapshot before the message that it goes with is durable.
+        deliver(&mut partition, 2, Ask::Tell(b'a'));
+        let in_flight = partition.commit().unwrap();
+        deliver(&mut partition, 3, Ask::Set(b'b', 2));
+        let mut snapshot = Rows::default();
+        while partition.write_snapshot(1, &mut snapshot) {}
+        assert!(outputs(&mut partition).is_empty());
+        partition.committed(in_flight.number);
+        assert_eq!(
+            outputs(&mut partition).len(),
+            2,
+            "a release and a publish, nothing installed"
+        );
+        let last = commit(&mut partition);
+        assert_eq!(outputs(&mut partition), ["release 3 reply.3", "install 1"]);
+
+        commits[0].rows = snapshot;
+        commits.extend([in_flight, last]);
+        let recovered = opened(2, &commits);
+        assert_eq!(recovered.state().0, partition.state().0);
+        assert_eq!(keys(&recovered), keys(&partition));
+        assert!(!partition.write_snapshot(1, &mut Rows::default()));
+        assert!(partition.begin_snapshot().is_some());
+    }
+
+    #[test]
+    fn i_11_every_message_is_applied_and_a_repeat_changes_nothing() {
+        let mut partition = opened(1, &[]);
+        deliver(&mut partition, 1, Ask::Set(b'a', 1));
+        deliver(&mut partition, 2, Ask::Set(b'a', 2));
+        let first = commit(&mut partition);
+        let mut recovered = opened(2, &[first]);
+        for sequence in [1, 2] {
+            deliver(&mut recovered, sequence, Ask::Set(b'a', 9));
+        }
+        assert_eq!(recovered.take_tally(), 0);
+        // Its publisher waits all the same, and is answered with the next commit.
+        assert!(recovered.is_commit_due());
+        assert!(commit(&mut recovered).rows.is_empty());
+        assert_eq!(outputs(&mut recovered), ["release 2 reply.1 reply.2"]);
+        deliver(&mut recovered, 3, Ask::Set(b'a', 3));
+        assert_eq!(recovered.state().0[&b'a'].value, 3);
+        assert_eq!(recovered.take_tally(), 1);
+    }
+
+    #[test]
+    fn i_11_a_message_at_or_below_the_watermark_is_a_repeat() {
+        let mut partition = opened(1, &[]);
+        partition.advance(position(7));
+        deliver(&mut partition, 7, Ask::Set(b'a', 1));
+        assert!(partition.state().0.is_empty());
+        let mut next = delivery(1, 1, Ask::Set(b'a', 1));
+        next.cursor.generation = 1;
+        partition.deliver(ORIGIN, next);
+        assert_eq!(partition.state().0.len(), 1);
+    }
+
+    #[test]
+    fn a_refused_message_becomes_a_dead_letter_of_the_commit_that_moves_past_it() {
+        let mut partition = opened(1, &[]);
+        let letter = DeadLetter {
+            reason: "bad_json".into(),
+            detail: "a brace".into(),
+            subject: "in".into(),
+            payload: bytes::Bytes::from_static(b"junk"),
+        };
+        partition.deliver(
+            ORIGIN,
+            Delivery {
+                body: Delivered::Refused(Box::new(letter.clone())),
+                ..delivery(1, 1, Ask::Tell(b'a'))
+            },
+        );
+        partition.advance(position(1));
+        let refusing = commit(&mut partition);
+        assert_eq!(
+            outputs(&mut partition),
+            ["release 1 reply.1!", "publish 1-1000000000"]
+        );
+        let recovered = opened(2, &[refusing]);
+        let owed = recovered.outbox().rows_from(OutboxKey(0)).next().unwrap();
+        assert_eq!(owed.body, Body::DeadLetter(letter));
+    }
+
+    #[test]
+    fn rows_of_another_program_are_refused() {
+        let mut partition = Partition::<LastValues>::new(STORE, ID, ());
+        for (key, value) in [
+            (&b""[..], None),
+            (b"\x01\0", None),
+            (b"\x01\0\0\0\0\0\0\0\x01", Some(&b"\x07"[..])),
+            (b"\x02", Some(b"")),
+            (b"\x11x", Some(b"")),
+        ] {
+            assert!(partition.restore(key, value).is_err(), "{key:?}");
+        }
+    }
 }

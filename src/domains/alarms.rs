@@ -639,3 +639,613 @@ fn decode_row(value: &[u8]) -> Result<AlarmRow, CorruptRow> {
         cleared_at_s,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const UUID: &str = "0f8fad5b-d9cb-469f-a165-70867728950e";
+    const RETENTION_S: u64 = 14 * 24 * 3600;
+
+    fn user(name: &str) -> UserId {
+        UserId(Id::new(name).expect("a valid id"))
+    }
+
+    fn alarm(name: &str) -> AlarmId {
+        AlarmId(Id::new(name).expect("a valid id"))
+    }
+
+    fn seconds(seconds: u64) -> Timestamp {
+        Timestamp::from_seconds(seconds)
+    }
+
+    fn changed(whose: &str, which: &str, status: Status, changed_at: u64) -> Command {
+        Command::StatusChanged {
+            user: user(whose),
+            alarm: alarm(which),
+            status,
+            changed_at: seconds(changed_at),
+        }
+    }
+
+    fn request(whose: &str) -> Command {
+        Command::SendDigest { user: user(whose) }
+    }
+
+    /// A state with the rows that it has written.
+    struct Live {
+        state: Alarms,
+        written: Rows,
+    }
+
+    impl Live {
+        fn new(settings: Settings) -> Self {
+            let (state, written) = (Alarms::new(settings), Rows::default());
+            Self { state, written }
+        }
+
+        fn apply(&mut self, at: Timestamp, command: &Command) -> Decision<Alarms> {
+            let mut decision = Decision::default();
+            self.state.decide(at, command, &mut decision);
+            self.evolve(&decision.changes);
+            decision
+        }
+
+        fn expire(&mut self, now: Timestamp, from: usize) -> usize {
+            let mut changes = Vec::new();
+            let next = self.state.expire(now, from, &mut changes);
+            self.evolve(&changes);
+            next
+        }
+
+        fn evolve(&mut self, changes: &[Change]) {
+            for change in changes {
+                Alarms::encode(change, &mut self.written);
+                self.state.evolve(change.clone());
+            }
+        }
+
+        /// `aC2` and so on: alarm, status, instant; `S` is a request. Everything arrives at once.
+        fn play(&mut self, arrivals: &str) -> Vec<String> {
+            let mut digests = Vec::new();
+            for word in arrivals.split_whitespace() {
+                let command = if word == "S" {
+                    request("u")
+                } else {
+                    let status = match &word[1..2] {
+                        "W" => Status::Warning,
+                        "C" => Status::Critical,
+                        "X" => Status::Cleared,
+                        other => panic!("{other} is no status"),
+                    };
+                    changed("u", &word[..1], status, word[2..].parse().unwrap())
+                };
+                let decision = self.apply(seconds(100), &command);
+                if word == "S" {
+                    digests.push(decision.publish.as_ref().map_or("none".into(), print));
+                }
+            }
+            digests
+        }
+    }
+
+    fn print(digest: &Digest) -> String {
+        let entries: Vec<_> = digest
+            .alarms
+            .iter()
+            .map(|entry| {
+                let letter = ["X", "W", "C"][entry.status as usize];
+                let at = entry.changed_at.as_nanos() / 1_000_000_000;
+                format!("{}{letter}{at}", entry.alarm.0)
+            })
+            .collect();
+        format!("[{}]", entries.join(", "))
+    }
+
+    fn recovered(parts: &[&Rows]) -> Alarms {
+        let mut state = Alarms::new(Settings::default());
+        for row in parts.iter().flat_map(|rows| rows.iter()) {
+            let (key, value) = row.expect("a whole row");
+            state.evolve(Alarms::decode(key, value).expect("a row of ours"));
+        }
+        state
+    }
+
+    fn assert_counts_are_those_of_a_recount(state: &Alarms) {
+        let rows = state.rows();
+        let mut recount = [0; 3];
+        rows.iter()
+            .for_each(|(_, _, row)| recount[row.status as usize] += 1);
+        assert_eq!(state.num_by_status(), recount);
+        let users: BTreeSet<_> = rows.iter().map(|(user, _, _)| user).collect();
+        assert_eq!(state.num_users(), users.len());
+    }
+
+    #[test]
+    fn the_examples_of_the_page_hold_row_by_row() {
+        for (arrivals, expected) in [
+            ("S", "none"),
+            ("aC1 aW2 S", "[aW2]"),
+            ("aC2 aW1 S", "[aC2]"),
+            ("aC1 S S", "[aC1] none"),
+            ("aC1 S aC2 S", "[aC1] none"),
+            ("aC1 S aX2 aC3 S", "[aC1] [aC3]"),
+            ("aW1 S aC2 aW3 S", "[aW1] [aW3]"),
+            ("aC1 S aC3 aW2 S", "[aC1] none"),
+            ("aX2 aC1 S", "none"),
+            ("bC2 aW1 S", "[aW1, bC2]"),
+            ("aC2 S bW1 S", "[aC2] [bW1]"),
+            ("aC1 aX1 S", "none"),
+            // Beyond the page's table: its rules, where an example makes them plain.
+            ("aW1 S aC2 S", "[aW1] [aC2]"),
+            ("aX1 aC1 S", "[aC1]"),
+            ("aC1 aX1 aC1 S", "none"),
+            ("aC1 S aW1 S aC1 S", "[aC1] [aW1] none"),
+            ("aC1 S aC1 S", "[aC1] none"),
+            ("aC1 S aX2 S aC3 S", "[aC1] none [aC3]"),
+            ("bW1 aC1 S", "[aC1, bW1]"),
+        ] {
+            let digests = Live::new(Settings::default()).play(arrivals).join(" ");
+            assert_eq!(digests, expected, "{arrivals}");
+        }
+    }
+
+    #[test]
+    fn an_empty_digest_is_sent_only_where_it_is_wanted() {
+        let when_empty = WhenEmpty::Send;
+        let mut live = Live::new(Settings {
+            when_empty,
+            ..Settings::default()
+        });
+        assert_eq!(live.play("S aC1 aX2 S"), ["[]", "[]"]);
+        let decision = Live::new(Settings::default()).apply(seconds(1), &request("u"));
+        assert_eq!((decision.tally.skipped, decision.publish), (1, None));
+    }
+
+    #[test]
+    fn users_never_see_each_others_alarms() {
+        let mut live = Live::new(Settings::default());
+        live.apply(seconds(9), &changed("u", "a", Status::Critical, 1));
+        live.apply(seconds(9), &changed("U", "a", Status::Warning, 2));
+        let digest = live.apply(seconds(9), &request("U")).publish.unwrap();
+        assert_eq!(
+            (digest.user.clone(), print(&digest)),
+            (user("U"), "[aW2]".into())
+        );
+        assert_eq!(
+            print(&live.apply(seconds(9), &request("u")).publish.unwrap()),
+            "[aC1]"
+        );
+    }
+
+    #[test]
+    fn a_digest_is_ordered_by_instant_and_then_by_the_bytes_of_the_id() {
+        let mut live = Live::new(Settings::default());
+        let by_bytes = [
+            "0f8fad5b",
+            UUID,
+            "0f8fad5b-e",
+            "1",
+            "A",
+            "a",
+            "ä",
+            "\u{1F514}",
+        ];
+        for name in by_bytes.iter().rev() {
+            live.apply(seconds(9), &changed("u", name, Status::Warning, 5));
+        }
+        live.apply(seconds(9), &changed("u", "zz", Status::Warning, 4));
+        let digest = live.apply(seconds(9), &request("u")).publish.unwrap();
+        let names: Vec<_> = digest
+            .alarms
+            .iter()
+            .map(|it| it.alarm.0.to_string())
+            .collect();
+        assert_eq!(names[0], "zz");
+        assert_eq!(names[1..], by_bytes);
+    }
+
+    #[test]
+    fn what_was_decided_is_counted() {
+        let mut live = Live::new(Settings::default());
+        let mut tally = Tally::default();
+        for (status, at) in [
+            (Status::Critical, 5),
+            (Status::Warning, 4),
+            (Status::Critical, 5),
+            (Status::Cleared, 6),
+        ] {
+            let mut decision = Decision {
+                tally,
+                ..Decision::default()
+            };
+            live.state
+                .decide(seconds(9), &changed("u", "a", status, at), &mut decision);
+            live.evolve(&decision.changes);
+            tally = decision.tally;
+        }
+        assert_eq!(
+            (tally.recorded, tally.stale, tally.duplicate),
+            ([1, 0, 1], 1, 1)
+        );
+    }
+
+    #[test]
+    fn a_tombstone_is_kept_for_14_days_after_the_later_of_change_and_arrival() {
+        let day = 24 * 3600;
+        for (cleared_at, arrived_at) in [(50 * day, 10 * day), (10 * day, 50 * day)] {
+            let kept_until = 50 * day + RETENTION_S;
+            for (late_arrival, is_heard) in [(kept_until, false), (kept_until + 1, true)] {
+                let mut live = Live::new(Settings::default());
+                let clear = changed("u", "a", Status::Cleared, cleared_at);
+                live.apply(seconds(arrived_at), &clear);
+                // It is judged by the late message's own timestamp, not by when it is looked at.
+                let late = changed("u", "a", Status::Critical, 5 * day);
+                live.apply(seconds(late_arrival), &late);
+                let digest = live.apply(seconds(late_arrival), &request("u")).publish;
+                assert_eq!(digest.is_some(), is_heard, "{cleared_at} {arrived_at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_forgotten_tombstone_counts_as_unknown_before_it_is_removed() {
+        let mut live = Live::new(Settings::default());
+        live.apply(seconds(10), &changed("u", "a", Status::Cleared, 10));
+        let later = seconds(11 + RETENTION_S);
+        // The very same message again: unknown, so a tombstone of its own arrival.
+        let repeat = live.apply(later, &changed("u", "a", Status::Cleared, 10));
+        assert_eq!(
+            (repeat.tally.duplicate, repeat.tally.recorded),
+            (0, [1, 0, 0])
+        );
+        let row = live.state.row(&user("u"), &alarm("a")).unwrap();
+        assert_eq!(u64::from(row.cleared_at_s), 11 + RETENTION_S);
+    }
+
+    #[test]
+    fn an_active_alarm_is_never_forgotten() {
+        let mut live = Live::new(Settings::default());
+        live.apply(seconds(10), &changed("u", "a", Status::Critical, 10));
+        live.expire(seconds(10_000 * 24 * 3600), 0);
+        assert_eq!(
+            print(&live.apply(Timestamp::MAX, &request("u")).publish.unwrap()),
+            "[aC10]"
+        );
+    }
+
+    #[test]
+    fn expiry_removes_rows_and_empty_users_once_no_message_can_heed_them() {
+        let mut live = Live::new(Settings::default());
+        live.apply(seconds(10), &changed("u", "a", Status::Cleared, 10));
+        live.apply(seconds(10), &changed("v", "a", Status::Cleared, 10));
+        live.apply(seconds(10), &changed("v", "b", Status::Warning, 10));
+        live.expire(seconds(10 + RETENTION_S + 3600), 0);
+        assert_eq!(
+            (live.state.num_users(), live.state.num_by_status()),
+            (2, [2, 1, 0])
+        );
+        live.expire(seconds(11 + RETENTION_S + 3600), 0);
+        assert_eq!(
+            (live.state.num_users(), live.state.num_by_status()),
+            (1, [0, 1, 0])
+        );
+        assert_eq!(live.state.row(&user("v"), &alarm("a")), None);
+        assert_eq!(recovered(&[&live.written]).rows(), live.state.rows());
+        // A user may come back.
+        live.apply(seconds(20), &changed("u", "a", Status::Warning, 20));
+        assert_counts_are_those_of_a_recount(&live.state);
+    }
+
+    #[test]
+    fn expiry_reaches_every_user_a_bounded_part_at_a_time() {
+        let mut live = Live::new(Settings::default());
+        for i in 0..1000 {
+            live.apply(
+                seconds(10),
+                &changed(&format!("u{i}"), "a", Status::Cleared, 10),
+            );
+        }
+        let (mut from, mut before) = (0, live.state.num_users());
+        for _ in 0..9 {
+            from = live.expire(seconds(100 * RETENTION_S), from);
+            assert!(before - live.state.num_users() <= USERS_PER_EXPIRY);
+            before = live.state.num_users();
+        }
+        assert_eq!(before, 0);
+    }
+
+    #[test]
+    fn rows_and_digests_have_these_bytes_for_ever() {
+        let at = Timestamp::from_nanos(0x0102_0304_0506_0708);
+        let mut rows = Rows::default();
+        for (name, row) in [
+            (
+                UUID,
+                Some(AlarmRow {
+                    status: Status::Critical,
+                    changed_at: at,
+                    seen: 0b110,
+                    is_reported: true,
+                    cleared_at_s: 0,
+                }),
+            ),
+            (
+                "a",
+                Some(AlarmRow {
+                    status: Status::Cleared,
+                    changed_at: at,
+                    seen: 0b001,
+                    is_reported: false,
+                    cleared_at_s: 0x0a0b_0c0d,
+                }),
+            ),
+            ("b", None),
+        ] {
+            Alarms::encode(
+                &Change {
+                    user: user("u"),
+                    alarm: alarm(name),
+                    row,
+                },
+                &mut rows,
+            );
+        }
+        assert_eq!(
+            rows.as_bytes(),
+            b"\x14\x0a\x10\x01u\0\x0f\x8f\xad\x5b\xd9\xcb\x46\x9f\xa1\x65\x70\x86\x77\x28\x95\x0e\
+              \x36\x01\x02\x03\x04\x05\x06\x07\x08\
+              \x05\x0e\x10\x01u\x01a\x08\x01\x02\x03\x04\x05\x06\x07\x08\x0a\x0b\x0c\x0d\
+              \x05\0\x10\x01u\x01b"
+        );
+        let digest = Digest {
+            user: user("u"),
+            alarms: vec![DigestEntry {
+                alarm: alarm("a"),
+                status: Status::Warning,
+                changed_at: at,
+            }],
+        };
+        let mut out = Vec::new();
+        Alarms::encode_outgoing(&digest, &mut out);
+        assert_eq!(out, b"\x01u\x01\x01a\x01\x01\x02\x03\x04\x05\x06\x07\x08");
+        let mut reader = Reader::new(&out);
+        assert_eq!(Alarms::decode_outgoing(&mut reader), Ok(digest));
+        assert_eq!(reader.finish(), Ok(()));
+    }
+
+    #[test]
+    fn damaged_rows_are_refused() {
+        let key = b"\x10\x01u\x01a";
+        for (key, value) in [
+            (&b"\x11\x01u\x01a"[..], None),
+            (b"\x10\x01u", None),
+            (b"\x10\x01u\x01ax", None),
+            (key, Some(&b""[..])),
+            (key, Some(b"\x03\0\0\0\0\0\0\0\0")),
+            (key, Some(b"\x02\0\0\0\0\0\0\0")),
+            (key, Some(b"\x02\0\0\0\0\0\0\0\0\0")),
+            (key, Some(b"\x00\0\0\0\0\0\0\0\0\0\0\0")),
+        ] {
+            assert!(Alarms::decode(key, value).is_err(), "{key:?} {value:?}");
+        }
+    }
+
+    /// The page's rules, written down a second time without the code's data structures.
+    #[derive(Default)]
+    struct Model(BTreeMap<(String, String), ModelAlarm>);
+
+    #[derive(Clone)]
+    struct ModelAlarm {
+        instant: u64,
+        /// In the order in which they were first seen at that instant: the last one decides.
+        seen: Vec<&'static str>,
+        last_reported: Option<&'static str>,
+        forgotten_after: u64,
+    }
+
+    impl ModelAlarm {
+        fn status(&self) -> &'static str {
+            self.seen.last().copied().unwrap()
+        }
+    }
+
+    impl Model {
+        fn change(&mut self, at: u64, key: (String, String), status: &'static str, instant: u64) {
+            let is_cleared = status == "CLEARED";
+            let known = self.0.get(&key).cloned();
+            let known = known.filter(|it| it.status() != "CLEARED" || at <= it.forgotten_after);
+            let mut next = match known {
+                Some(it)
+                    if instant < it.instant
+                        || instant == it.instant && it.seen.contains(&status) =>
+                {
+                    return;
+                }
+                Some(mut it) => {
+                    if instant > it.instant {
+                        it.seen.clear();
+                    }
+                    if it.last_reported != Some(status) {
+                        it.last_reported = None;
+                    }
+                    it
+                }
+                None => ModelAlarm {
+                    instant,
+                    seen: Vec::new(),
+                    last_reported: None,
+                    forgotten_after: 0,
+                },
+            };
+            next.instant = instant;
+            next.seen.push(status);
+            if is_cleared {
+                next.forgotten_after = instant.max(at) + RETENTION_S;
+            }
+            self.0.insert(key, next);
+        }
+
+        fn digest(&mut self, whose: &str) -> Vec<(u64, String, &'static str)> {
+            let mut due = Vec::new();
+            for ((user, alarm), it) in &mut self.0 {
+                if user == whose && it.status() != "CLEARED" && it.last_reported.is_none() {
+                    it.last_reported = Some(it.status());
+                    due.push((it.instant, alarm.clone(), it.status()));
+                }
+            }
+            due.sort();
+            due
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Op {
+        Change(usize, usize, Status, u64),
+        Request(usize),
+        /// Time goes on; by a negative amount, back.
+        Wait(i64),
+        Expire(usize),
+    }
+
+    const USERS: [&str; 3] = ["u", UUID, "userID-1"];
+    const ALARMS: [&str; 4] = ["a", UUID, "0f8fad5b-d", "\u{1F514} 2"];
+
+    fn status() -> impl Strategy<Value = Status> {
+        prop::sample::select(Status::ALL.to_vec())
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        let day = 24 * 3600;
+        prop_oneof![
+            8 => (0..3_usize, 0..4_usize, status(), 0..8_u64)
+                .prop_map(|(user, alarm, status, at)| Op::Change(user, alarm, status, at)),
+            3 => (0..3_usize).prop_map(Op::Request),
+            1 => (1..20_i64).prop_map(move |days| Op::Wait(days * day)),
+            1 => Just(Op::Wait(-1800)),
+            1 => (0..4_usize).prop_map(Op::Expire),
+        ]
+    }
+
+    fn now_after(now: u64, newest: u64, seconds: i64) -> u64 {
+        // A broker's clock may step back a little, but never far below the newest that was seen.
+        now.saturating_add_signed(seconds)
+            .max(newest.saturating_sub(3599))
+    }
+
+    proptest! {
+        #[test]
+        fn the_state_machine_agrees_with_the_page(ops in prop::collection::vec(op(), 0..60)) {
+            let (mut live, mut model) = (Live::new(Settings::default()), Model::default());
+            let (mut now, mut newest) = (100, 100);
+            for op in ops {
+                match op {
+                    Op::Change(user, alarm, status, at) => {
+                        let at = at + now / 100_000 * 5;
+                        live.apply(seconds(now), &changed(USERS[user], ALARMS[alarm], status, at));
+                        let key = (USERS[user].to_owned(), ALARMS[alarm].to_owned());
+                        model.change(now, key, status.as_str(), at);
+                    }
+                    Op::Request(user) => {
+                        let active: BTreeSet<_> = live.state.rows().into_iter()
+                            .filter(|(whose, _, row)| whose.0.to_string() == USERS[user] && row.status.is_active())
+                            .map(|(_, alarm, _)| alarm)
+                            .collect();
+                        let digest = live.apply(seconds(now), &request(USERS[user])).publish;
+                        let alarms = digest.map(|digest| digest.alarms).unwrap_or_default();
+                        prop_assert!(alarms.iter().all(|entry| active.contains(&entry.alarm)));
+                        let ours: Vec<_> = alarms.iter().map(|entry| (
+                            entry.changed_at.as_nanos() / 1_000_000_000,
+                            entry.alarm.0.to_string(),
+                            entry.status.as_str(),
+                        )).collect();
+                        prop_assert_eq!(ours, model.digest(USERS[user]));
+                    }
+                    Op::Wait(seconds) => now = now_after(now, newest, seconds),
+                    Op::Expire(from) => { live.expire(seconds(newest), from); }
+                }
+                newest = newest.max(now);
+                assert_counts_are_those_of_a_recount(&live.state);
+            }
+            // I-06: what was written, read back, is the live state.
+            prop_assert_eq!(recovered(&[&live.written]).rows(), live.state.rows());
+        }
+
+        #[test]
+        fn any_order_and_any_repeats_give_one_digest(
+            history in prop::collection::btree_map((0..4_usize, 0..20_u64), status(), 0..20),
+            order in prop::collection::vec(any::<prop::sample::Index>(), 0..60),
+        ) {
+            let history: Vec<_> = history.into_iter().collect();
+            let change = |&((which, at), status): &((usize, u64), Status)| changed("u", ALARMS[which], status, at);
+            let (mut one, mut two) = (Live::new(Settings::default()), Live::new(Settings::default()));
+            for event in &history {
+                one.apply(seconds(100), &change(event));
+            }
+            // Repeats in any order first; then the rest backwards, so that everything has come at least once.
+            let repeats = order.iter().filter(|_| !history.is_empty()).map(|index| index.get(&history));
+            for event in repeats.chain(history.iter().rev()) {
+                two.apply(seconds(100), &change(event));
+            }
+            let one = one.apply(seconds(100), &request("u")).publish;
+            prop_assert_eq!(one, two.apply(seconds(100), &request("u")).publish);
+        }
+
+        #[test]
+        fn a_snapshot_in_slices_and_what_came_after_are_the_live_state(
+            before in prop::collection::vec(op(), 0..40),
+            during in prop::collection::vec(op(), 0..40),
+            max_bytes in 1..80_usize,
+        ) {
+            let mut live = Live::new(Settings::default());
+            let mut now = 100;
+            let mut play = |live: &mut Live, op: &Op| match *op {
+                Op::Change(user, alarm, status, at) => {
+                    live.apply(seconds(now), &changed(USERS[user], ALARMS[alarm], status, at));
+                }
+                Op::Request(user) => { live.apply(seconds(now), &request(USERS[user])); }
+                Op::Wait(seconds) => now = now.saturating_add_signed(seconds.max(0)),
+                Op::Expire(from) => { live.expire(seconds(now), from); }
+            };
+            before.iter().for_each(|op| play(&mut live, op));
+            live.written = Rows::default();
+            let (mut snapshot, mut next, mut during) = (Rows::default(), Some(0), during.iter());
+            while let Some(from) = next {
+                let mut slice = Rows::default();
+                next = live.state.snapshot(from, max_bytes, &mut slice);
+                snapshot.append(&slice);
+                during.by_ref().take(3).for_each(|op| play(&mut live, op));
+            }
+            during.for_each(|op| play(&mut live, op));
+            prop_assert_eq!(recovered(&[&snapshot, &live.written]).rows(), live.state.rows());
+        }
+
+        #[test]
+        fn rows_round_trip(
+            user in 0..3_usize, alarm in 0..4_usize, status in status(), nanos in any::<u64>(),
+            seen in 0..8_u8, is_reported in any::<bool>(), cleared_at_s in any::<u32>(),
+        ) {
+            let cleared_at_s = if status.is_active() { 0 } else { cleared_at_s };
+            let changed_at = Timestamp::from_nanos(nanos);
+            let change = Change {
+                user: UserId(Id::new(USERS[user]).unwrap()),
+                alarm: AlarmId(Id::new(ALARMS[alarm]).unwrap()),
+                row: Some(AlarmRow { status, changed_at, seen, is_reported, cleared_at_s }),
+            };
+            let mut rows = Rows::default();
+            Alarms::encode(&change, &mut rows);
+            let (key, value) = rows.iter().next().unwrap().unwrap();
+            prop_assert_eq!(Alarms::decode(key, value), Ok(change));
+        }
+
+        #[test]
+        fn junk_never_panics(key in prop::collection::vec(any::<u8>(), 0..40), value in prop::collection::vec(any::<u8>(), 0..40)) {
+            let _ = Alarms::decode(&key, Some(&value));
+            let _ = Alarms::decode_outgoing(&mut Reader::new(&value));
+        }
+    }
+}
