@@ -11,7 +11,7 @@
 //! another store holds it), workers (the store is read, in parallel), input, `READY=1`. The way down: the input
 //! stops, what was accepted is committed, what is owed is published, the store closes.
 
-mod broker;
+pub mod broker;
 pub mod codec;
 mod supervisor;
 pub mod up;
@@ -28,6 +28,7 @@ use crate::bus::server::ServerError;
 use crate::bus::wire::Limits;
 use crate::bus::{Bus, BusError, Claim, Mode, Start};
 use crate::config::{self, Config, InputStart, StoreKind};
+use crate::core::ids::StoreId;
 use crate::domains::State;
 use crate::domains::alarms;
 use crate::runtime::{Edges, Fault, Runtime, Settings};
@@ -150,7 +151,11 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, StoreError> {
                 };
                 Arc::new(Embedded::open(&settings.path, options)?)
             }
-            StoreKind::Memory => Arc::new(Memory::new(settings.partitions)),
+            StoreKind::Memory => {
+                let mut id = [0; 16];
+                getrandom::fill(&mut id).expect("the system has random bytes");
+                Arc::new(Memory::new(StoreId(id), settings.partitions))
+            }
         })
     });
     opening.await.expect("opening a store does not panic")

@@ -48,6 +48,15 @@ pub const DEAD_LETTER: &str = "tocsin.dead_letter";
 /// Holds the claim of the store that owns the input, on a server with streams.
 pub const CLAIM: &str = "tocsin.claim";
 
+/// The stream over [`INPUT_SUBJECTS`].
+pub const INPUT_STREAM: &str = "TOCSIN_IN";
+/// The stream over [`DIGEST`].
+pub const OUTPUT_STREAM: &str = "TOCSIN_OUT";
+/// The stream over [`DEAD_LETTER`].
+pub const DEAD_LETTER_STREAM: &str = "TOCSIN_DEAD_LETTER";
+/// The stream over [`CLAIM`].
+pub const CLAIM_STREAM: &str = "TOCSIN_CLAIM";
+
 /// The id by which the broker knows a repeat.
 pub const MESSAGE_ID_HEADER: &str = "Nats-Msg-Id";
 /// Which part of how many, `2/3`, of a message that was split.
