@@ -86,7 +86,7 @@ async fn after_messages(num: &AtomicU64, more: u64) {
 async fn a_hundred_kills_lose_and_repeat_nothing() {
     let nats = Nats::start().await;
     let setup = Setup::new(&nats).set("input.in_flight=500");
-    let client = nats.connect().await.client;
+    let client = nats.connect().await.client().clone();
     let (stop, num) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),
@@ -125,7 +125,7 @@ async fn a_hundred_kills_lose_and_repeat_nothing() {
 async fn kills_of_the_broker_and_of_the_daemon_lose_and_repeat_nothing() {
     let mut nats = Nats::start().await;
     let setup = Setup::new(&nats);
-    let client = nats.connect().await.client;
+    let client = nats.connect().await.client().clone();
     let (stop, num) = (
         Arc::new(AtomicBool::new(false)),
         Arc::new(AtomicU64::new(0)),

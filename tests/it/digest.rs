@@ -129,7 +129,7 @@ const EXAMPLES: [(&str, &[&str]); 12] = [
 
 async fn examples_hold(has_jetstream: bool) {
     let service = Service::start(has_jetstream, 2).await;
-    let client = service.nats.connect().await.client;
+    let client = service.nats.connect().await.client().clone();
     let users: Vec<String> = (0..EXAMPLES.len())
         .map(|row| format!("row {row}"))
         .collect();
@@ -183,7 +183,7 @@ async fn a_request_sees_the_change_before_it(has_jetstream: bool, num_actors: us
     const USERS: usize = 50;
     const ROUNDS: usize = 200;
     let service = Service::start(has_jetstream, num_actors).await;
-    let client = service.nats.connect().await.client;
+    let client = service.nats.connect().await.client().clone();
     let users: Vec<String> = (0..USERS).map(|user| format!("user {user}")).collect();
     let mut digests = digests_by_user(&client, &users).await;
     let client = &client;
