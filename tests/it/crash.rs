@@ -10,23 +10,7 @@ use tokio::time::timeout;
 use crate::support::daemon::Setup;
 use crate::support::judge;
 use crate::support::nats::Nats;
-
-/// `SplitMix64`: a seed gives one history.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-}
+use crate::support::traffic::Random;
 
 /// One random message: mostly changes, out of order and repeated; requests; now and then junk.
 fn random_message(random: &mut Random) -> (String, String) {

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::nats::Nats;
+use crate::support::traffic::{change, publish_taken, request};
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -65,27 +66,14 @@ async fn digests_by_user(
     receivers
 }
 
-fn change(user: &str, alarm: &str, status: char, second: u32) -> String {
-    let status = match status {
+/// The status of a letter of the table.
+fn status(letter: char) -> &'static str {
+    match letter {
         'W' => "WARNING",
         'C' => "CRITICAL",
         'X' => "CLEARED",
         other => panic!("no status {other}"),
-    };
-    format!(
-        "{{\"AlarmID\":\"{alarm}\",\"UserID\":\"{user}\",\"Status\":\"{status}\",\"ChangedAt\":\"2026-01-01T00:00:{second:02}Z\"}}"
-    )
-}
-
-/// Publishes and waits for whoever answers: the stream, or the daemon after its commit.
-async fn publish_answered(client: &Client, subject: &str, payload: String) {
-    let answer = timeout(ANSWER, client.request(subject.to_owned(), payload.into()));
-    let answer = answer.await.expect("an answer in time").expect("an answer");
-    let answer = String::from_utf8_lossy(&answer.payload).into_owned();
-    assert!(
-        answer == "{\"ok\":true}" || answer.contains("\"seq\":"),
-        "{answer}"
-    );
+    }
 }
 
 /// What a digest lists, in the notation of the table.
@@ -139,16 +127,15 @@ async fn examples_hold(has_jetstream: bool) {
         let arrives = format!("{arrives} zC9 S");
         for token in arrives.split(' ') {
             if token == "S" {
-                let request = format!("{{\"UserID\":\"{user}\"}}");
-                publish_answered(&client, "SendAlarmDigest", request).await;
+                publish_taken(&client, "SendAlarmDigest", request(user)).await;
             } else {
                 let mut chars = token.chars();
-                let (alarm, status) = (
+                let (alarm, letter) = (
                     chars.next().expect("an alarm"),
                     chars.next().expect("a status"),
                 );
                 let second = chars.as_str().parse().expect("a second");
-                let payload = change(user, &alarm.to_string(), status, second);
+                let payload = change(user, &alarm.to_string(), status(letter), second);
                 client
                     .publish("AlarmStatusChanged", payload.into())
                     .await
@@ -195,12 +182,12 @@ async fn a_request_sees_the_change_before_it(has_jetstream: bool, num_actors: us
                 // All combinations of bare and numbered subjects take turns.
                 let of_change = ["AlarmStatusChanged", "AlarmStatusChanged.7"][round % 2];
                 let of_request = ["SendAlarmDigest", "SendAlarmDigest.x"][round / 2 % 2];
-                let payload = change(user, &alarm, 'C', u32::try_from(round % 60).expect("small"));
+                let payload = change(user, &alarm, "CRITICAL", round as u64);
                 client
                     .publish(of_change, payload.into())
                     .await
                     .expect("published");
-                let request = format!("{{\"UserID\":\"{user}\"}}");
+                let request = request(user);
                 client
                     .publish(of_request, request.into())
                     .await

@@ -19,6 +19,7 @@ pub(crate) struct Stored {
     pub(crate) nanos: i128,
     pub(crate) id: String,
     pub(crate) part: String,
+    pub(crate) original_subject: String,
     pub(crate) payload: Vec<u8>,
     pub(crate) subject: String,
 }
@@ -237,6 +238,7 @@ pub(crate) async fn read_stream(client: &async_nats::Client, name: &str) -> Vec<
                 nanos: info.published.unix_timestamp_nanos(),
                 id: header("Nats-Msg-Id"),
                 part: header("Tocsin-Part"),
+                original_subject: header("Tocsin-Subject"),
                 payload: message.payload.to_vec(),
                 subject: message.subject.to_string(),
             });
@@ -255,6 +257,7 @@ mod tests {
             nanos: 7,
             id: String::new(),
             part: String::new(),
+            original_subject: String::new(),
             payload: payload.into(),
             subject: subject.to_owned(),
         }

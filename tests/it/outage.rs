@@ -1,0 +1,209 @@
+//! Brokers that are away or refuse, stores that cannot be used: one clear line, the right exit status, nothing lost.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use async_nats::jetstream;
+
+use crate::support::daemon::Setup;
+use crate::support::eventually;
+use crate::support::judge;
+use crate::support::nats::Nats;
+use crate::support::traffic::{change, publish_taken, request};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_at_the_start_is_waited_for() {
+    let mut nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    nats.kill().await;
+    let setup = Setup::new(&nats);
+    let mut daemon = setup.start();
+    daemon.wait_for("STATUS=waiting for NATS");
+    daemon.wait_for("EXTEND_TIMEOUT_USEC=");
+    nats.restart()
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+    daemon.wait_for("READY=1");
+    publish_taken(
+        &client,
+        "AlarmStatusChanged",
+        change("ann", "disk", "CRITICAL", 1),
+    )
+    .await;
+    publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+    judge::judge(&client).await;
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_longer_than_the_claim_loses_and_repeats_nothing() {
+    let mut nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats);
+    let mut daemon = setup.start_ready();
+    publish_taken(
+        &client,
+        "AlarmStatusChanged",
+        change("ann", "disk", "CRITICAL", 1),
+    )
+    .await;
+    publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+    nats.kill().await;
+    daemon.wait_for("STATUS=claim on the input lost");
+    nats.restart()
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+    publish_taken(
+        &client,
+        "AlarmStatusChanged",
+        change("ann", "disk", "WARNING", 2),
+    )
+    .await;
+    publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+    judge::judge(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_told_to_stop_while_its_broker_is_away_ends_well() {
+    let mut nats = Nats::start().await;
+    let setup = Setup::new(&nats).set("shutdown.timeout=3s");
+    let daemon = setup.start_ready();
+    nats.kill().await;
+    let began = Instant::now();
+    assert!(daemon.stop().success());
+    assert!(
+        began.elapsed() < Duration::from_secs(12),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_refuses_longer_than_the_duplicate_window_gets_each_digest_once() {
+    let nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats).set("output.duplicate_window=2s");
+    let daemon = setup.start_ready();
+    let context = jetstream::new(client.clone());
+    let mut stream = context
+        .get_stream("TOCSIN_OUT")
+        .await
+        .expect("the stream exists");
+    let config = stream
+        .info()
+        .await
+        .expect("the stream answers")
+        .config
+        .clone();
+    // Full: it takes nothing more.
+    let full = jetstream::stream::Config {
+        max_messages: 1,
+        discard: jetstream::stream::DiscardPolicy::New,
+        ..config.clone()
+    };
+    context
+        .update_stream(&full)
+        .await
+        .expect("the stream can be changed");
+    for user in 0..20 {
+        let user = format!("user {user}");
+        publish_taken(
+            &client,
+            "AlarmStatusChanged",
+            change(&user, "disk", "CRITICAL", 1),
+        )
+        .await;
+        publish_taken(&client, "SendAlarmDigest", request(&user)).await;
+    }
+    eventually("publishes refused for a while", async || {
+        setup.log().contains("message sent again")
+    })
+    .await;
+    let began = Instant::now();
+    eventually("the window to pass", async || {
+        began.elapsed() > Duration::from_secs(4)
+    })
+    .await;
+    daemon.kill();
+    context
+        .update_stream(&config)
+        .await
+        .expect("the stream can be changed");
+    let _daemon = setup.start_ready();
+    judge::judge(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_input_stream_drops_its_oldest_and_goes_on_taking() {
+    let nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats).set("input.stream_max_bytes=64KiB");
+    let _daemon = setup.start_ready();
+    for second in 0..2000 {
+        publish_taken(
+            &client,
+            "AlarmStatusChanged",
+            change("ann", "disk", "CRITICAL", second),
+        )
+        .await;
+    }
+    publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+    eventually("the digest", async || {
+        let digests = judge::read_stream(&client, "TOCSIN_OUT").await;
+        digests.iter().any(|digest| {
+            String::from_utf8_lossy(&digest.payload)
+                .contains("\"LatestChangedAt\":\"2026-01-01T00:33:19Z\"")
+        })
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_are_waited_for_and_said() {
+    let config = "authorization { user: right, password: secret }";
+    let nats = Nats::start_with(true, config).await;
+    let setup = Setup::new(&nats)
+        .set("nats.user=wrong")
+        .set("nats.password=guess");
+    let mut daemon = setup.start();
+    daemon.wait_for("STATUS=waiting for NATS");
+    eventually("the cause", async || {
+        setup.log().to_lowercase().contains("authorization")
+    })
+    .await;
+    assert!(!setup.log().contains("guess"));
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_cannot_be_used_is_one_clear_line() {
+    let nats = Nats::start().await;
+    let locked = Setup::new(&nats);
+    let holder = locked.start_ready();
+    let (status, line) = locked.run();
+    assert!(
+        status == 2 && line.contains("is in use by another process"),
+        "{status}: {line}"
+    );
+    assert!(holder.stop().success());
+
+    let blocked = Setup::new(&nats);
+    fs::write(blocked.store(), "a file").expect("a file can be written");
+    let (status, line) = blocked.run();
+    assert!(status == 2 && line.contains("store"), "{status}: {line}");
+
+    let journal = fs::read_dir(locked.store())
+        .expect("the store is a folder")
+        .map(|entry| entry.expect("an entry").path())
+        .find(|path| path.to_string_lossy().contains("journal-"))
+        .expect("the store has a journal");
+    let mut bytes = fs::read(&journal).expect("the journal can be read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&journal, bytes).expect("the journal can be written");
+    let (status, line) = locked.run();
+    assert!(
+        status == 2 && line.contains("is damaged at byte"),
+        "{status}: {line}"
+    );
+}
