@@ -341,3 +341,75 @@ impl Writer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{CommitNumber, StoreId};
+    use crate::core::rows::Rows;
+    use crate::store::format::StoreFile;
+    use crate::store::ledger::{InPlace, Ledger};
+
+    fn journal_on(device: &str) -> Journal {
+        let mut ledger = Ledger::new(
+            vec![Header::default()],
+            VecDeque::new(),
+            vec![InPlace::default()],
+            0,
+        );
+        ledger.rotated(1, 0);
+        let store = StoreFile {
+            id: StoreId([0; 16]),
+            partitions: 1,
+        };
+        let shared = Arc::new(Shared::new(PathBuf::from("folder"), store, 1 << 20, ledger));
+        let active = File::options()
+            .write(true)
+            .open(device)
+            .expect("every Linux has it");
+        Journal::start(&shared, active).expect("a thread")
+    }
+
+    fn commit(number: u64) -> Commit {
+        Commit {
+            partition: PartitionId(0),
+            epoch: Epoch(0),
+            number: CommitNumber(number),
+            position: None,
+            rows: Rows::default(),
+        }
+    }
+
+    /// `/dev/full` refuses the write, `/dev/null` the fsync; after either, nothing is tried again.
+    #[tokio::test]
+    async fn a_failed_write_or_fsync_poisons_everything_after_it() {
+        for device in ["/dev/full", "/dev/null"] {
+            let journal = journal_on(device);
+            for number in [1, 1, 2] {
+                let error = journal
+                    .commit(vec![commit(number)])
+                    .await
+                    .expect_err("it cannot be durable");
+                assert!(matches!(error, StoreError::Poisoned { .. }), "{error}");
+                assert!(error.to_string().contains("journal-0000000000000001"));
+            }
+            assert!(matches!(
+                journal.claim(&[PartitionId(0)]).err(),
+                Some(StoreError::Poisoned { .. })
+            ));
+            let ledger = journal.shared.ledger();
+            assert_eq!(ledger.heads(), [Header::default()], "nothing is durable");
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_beyond_the_channels_bound_are_waited_for() {
+        let journal = journal_on("/dev/full");
+        let calls: Vec<_> = (0..3 * MAX_WAITING as u64)
+            .map(|number| journal.commit(vec![commit(number)]))
+            .collect();
+        for call in calls {
+            assert!(matches!(call.await, Err(StoreError::Poisoned { .. })));
+        }
+    }
+}
