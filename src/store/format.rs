@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! store            head
-//! journal-<16 hex> head  record record record …       one record a write: torn only where nothing follows it
+//! journal-<16 hex> head  record record record …       one record a write; closed: an empty one
 //! snapshot-<4 hex> head  rows rows rows … end         complete, or not there
 //!
 //! head  := magic 8, version u32, length u32, crc32 u32 of all but itself, body

@@ -209,6 +209,7 @@ impl Writer {
                 }
             }
         }
+        self.seal();
     }
 
     fn begin(&mut self) {
@@ -270,6 +271,10 @@ impl Writer {
         if self.moved.is_empty() {
             return Ok(());
         }
+        self.append().map_err(|error| self.shared.poison(error))
+    }
+
+    fn append(&mut self) -> Result<(), FileError> {
         let active = &mut self.active;
         Frame::finish(
             FrameKind::Record,
@@ -277,12 +282,22 @@ impl Writer {
             active.num_bytes,
             &mut self.record,
         );
-        files::write(&mut active.file, &active.path, &self.record)
-            .and_then(|()| files::sync(&active.file, &active.path))
-            .map_err(|error| self.shared.poison(error))?;
+        files::write(&mut active.file, &active.path, &self.record)?;
+        files::sync(&active.file, &active.path)?;
         active.num_bytes += self.record.len() as u64;
         self.shared.ledger().wrote(active.num_bytes, &self.moved);
         Ok(())
+    }
+
+    /// Ends the journal of a store that is closed with an empty record. What was acknowledged last then has
+    /// a valid record behind it: damage to it while the store rests cannot pass for a torn tail.
+    fn seal(&mut self) {
+        self.begin();
+        if self.shared.check().is_ok()
+            && let Err(error) = self.append()
+        {
+            self.shared.poison(error);
+        }
     }
 
     fn answer(&mut self, written: &Result<(), StoreError>) {
