@@ -172,13 +172,17 @@ pub(super) fn create_folder(path: &Path) -> Result<(), FileError> {
     if path.is_dir() {
         return Ok(());
     }
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let parent = folder_of(path);
     create_folder(parent)?;
     fs::create_dir(path).context("create", path)?;
     sync_folder(parent)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// Makes what was created, renamed and removed in a folder durable.
@@ -220,7 +224,7 @@ pub(super) fn create_temp(temp: &Path) -> Result<File, FileError> {
 pub(super) fn put_in_place(temp: &Path, file: &File, path: &Path) -> Result<(), FileError> {
     file.sync_all().context("fsync", temp)?;
     fs::rename(temp, path).context("rename", temp)?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
+    sync_folder(folder_of(path))
 }
 
 /// Writes a whole file durably; returns it, to be appended to.
@@ -248,7 +252,7 @@ pub(super) fn sync(file: &File, path: &Path) -> Result<(), FileError> {
 /// Removes a file, durably: before anything else is removed.
 pub(super) fn remove(path: &Path) -> Result<(), FileError> {
     fs::remove_file(path).context("remove", path)?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
+    sync_folder(folder_of(path))
 }
 
 /// Reads a file from its head on, frame by frame.

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! store            head
-//! journal-<16 hex> head  record record record …       one record a write: torn only where nothing follows it
+//! journal-<16 hex> head  record record record …       one record a write; closed: an empty one
 //! snapshot-<4 hex> head  rows rows rows … end         complete, or not there
 //!
 //! head  := magic 8, version u32, length u32, crc32 u32 of all but itself, body
@@ -704,22 +704,22 @@ mod tests {
         }
 
         #[test]
-        fn a_flipped_bit_is_noticed(base in prop::collection::vec(header(), 0..3), at: prop::sample::Index, bit in 0..8) {
+        fn a_flipped_bit_is_noticed(base in prop::collection::vec(header(), 0..3), at: prop::sample::Index, bit in 0_u8..8) {
             let mut file = SegmentHead { store: STORE, number: 1, base }.encode();
             let at = at.index(file.len());
-            file[at] ^= 1 << bit;
+            file[at] ^= 1_u8 << bit;
             prop_assert!(body(FileKind::Journal, &file).is_err());
         }
 
         #[test]
         fn junk_never_panics(junk in any::<Vec<u8>>(), fields: [u8; FRAME_BYTES]) {
             let _ = Sections::new(&junk).count();
-            let _ = StoreFile::decode(&junk);
-            let _ = SegmentHead::decode(&junk);
-            let _ = decode_snapshot_head(&junk);
-            let _ = SnapshotEnd::decode(&junk);
-            let _ = Frame::decode(Salt(0), 0, &fields);
-            let _ = HeadFields::decode(FileKind::Store, fields);
+            drop(StoreFile::decode(&junk));
+            drop(SegmentHead::decode(&junk));
+            drop(decode_snapshot_head(&junk));
+            drop(SnapshotEnd::decode(&junk));
+            drop(Frame::decode(Salt(0), 0, &fields));
+            drop(HeadFields::decode(FileKind::Store, fields));
         }
     }
 

@@ -209,6 +209,7 @@ impl Writer {
                 }
             }
         }
+        self.seal();
     }
 
     fn begin(&mut self) {
@@ -270,6 +271,10 @@ impl Writer {
         if self.moved.is_empty() {
             return Ok(());
         }
+        self.append().map_err(|error| self.shared.poison(error))
+    }
+
+    fn append(&mut self) -> Result<(), FileError> {
         let active = &mut self.active;
         Frame::finish(
             FrameKind::Record,
@@ -277,12 +282,22 @@ impl Writer {
             active.num_bytes,
             &mut self.record,
         );
-        files::write(&mut active.file, &active.path, &self.record)
-            .and_then(|()| files::sync(&active.file, &active.path))
-            .map_err(|error| self.shared.poison(error))?;
+        files::write(&mut active.file, &active.path, &self.record)?;
+        files::sync(&active.file, &active.path)?;
         active.num_bytes += self.record.len() as u64;
         self.shared.ledger().wrote(active.num_bytes, &self.moved);
         Ok(())
+    }
+
+    /// Ends the journal of a store that is closed with an empty record. What was acknowledged last then has
+    /// a valid record behind it: damage to it while the store rests cannot pass for a torn tail.
+    fn seal(&mut self) {
+        self.begin();
+        if self.shared.check().is_ok()
+            && let Err(error) = self.append()
+        {
+            self.shared.poison(error);
+        }
     }
 
     fn answer(&mut self, written: &Result<(), StoreError>) {
@@ -339,5 +354,77 @@ impl Writer {
         };
         self.shared.ledger().rotated(number, head.len() as u64);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::ids::{CommitNumber, StoreId};
+    use crate::core::rows::Rows;
+    use crate::store::format::StoreFile;
+    use crate::store::ledger::{InPlace, Ledger};
+
+    fn journal_on(device: &str) -> Journal {
+        let mut ledger = Ledger::new(
+            vec![Header::default()],
+            VecDeque::new(),
+            vec![InPlace::default()],
+            0,
+        );
+        ledger.rotated(1, 0);
+        let store = StoreFile {
+            id: StoreId([0; 16]),
+            partitions: 1,
+        };
+        let shared = Arc::new(Shared::new(PathBuf::from("folder"), store, 1 << 20, ledger));
+        let active = File::options()
+            .write(true)
+            .open(device)
+            .expect("every Linux has it");
+        Journal::start(&shared, active).expect("a thread")
+    }
+
+    fn commit(number: u64) -> Commit {
+        Commit {
+            partition: PartitionId(0),
+            epoch: Epoch(0),
+            number: CommitNumber(number),
+            position: None,
+            rows: Rows::default(),
+        }
+    }
+
+    /// `/dev/full` refuses the write, `/dev/null` the fsync; after either, nothing is tried again.
+    #[tokio::test]
+    async fn a_failed_write_or_fsync_poisons_everything_after_it() {
+        for device in ["/dev/full", "/dev/null"] {
+            let journal = journal_on(device);
+            for number in [1, 1, 2] {
+                let error = journal
+                    .commit(vec![commit(number)])
+                    .await
+                    .expect_err("it cannot be durable");
+                assert!(matches!(error, StoreError::Poisoned { .. }), "{error}");
+                assert!(error.to_string().contains("journal-0000000000000001"));
+            }
+            assert!(matches!(
+                journal.claim(&[PartitionId(0)]).err(),
+                Some(StoreError::Poisoned { .. })
+            ));
+            let ledger = journal.shared.ledger();
+            assert_eq!(ledger.heads(), [Header::default()], "nothing is durable");
+        }
+    }
+
+    #[tokio::test]
+    async fn calls_beyond_the_channels_bound_are_waited_for() {
+        let journal = journal_on("/dev/full");
+        let calls: Vec<_> = (0..3 * MAX_WAITING as u64)
+            .map(|number| journal.commit(vec![commit(number)]))
+            .collect();
+        for call in calls {
+            assert!(matches!(call.await, Err(StoreError::Poisoned { .. })));
+        }
     }
 }

@@ -1,6 +1,11 @@
 //! The contract of `trait Store`, run on every store; what the embedded one promises beyond it is in
 //! `store_faults.rs`.
 
+#![expect(
+    clippy::indexing_slicing,
+    reason = "clippy takes helpers outside of a #[test] for production code"
+)]
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::path::Path;
