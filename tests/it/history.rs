@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::support::daemon::Setup;
 use crate::support::eventually;
+use crate::support::judge;
 use crate::support::nats::Nats;
 use crate::support::traffic::{change, publish_taken, request};
 
@@ -165,22 +166,26 @@ async fn a_second_store_stands_by_says_who_holds_the_input_and_takes_over() {
     let client = nats.connect().await.client().clone();
     let (first, second) = (Setup::new(&nats), Setup::new(&nats));
     let holder = first.start_ready();
-    let mut heard = digests(&client).await;
     let mut standby = second.start();
     eventually("who holds the input", async || {
         second.log().contains(&holder.pid().to_string())
     })
     .await;
-    rings(&client, &mut heard, "one", 1).await;
+    let ring = async |alarm: &str| {
+        publish_taken(&client, "AlarmStatusChanged", change("ann", alarm, "CRITICAL", 1)).await;
+        publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+        judge::judge(&client).await;
+    };
+    ring("one").await;
     holder.kill();
     standby.wait_for("READY=1");
-    rings(&client, &mut heard, "two", 2).await;
+    // Its store is empty: it reads everything, and answers under the same ids.
+    ring("two").await;
     // The first store comes back, and now stands by itself.
     let _returned = first.start();
     eventually("who holds the input", async || {
         first.log().contains(&standby.pid().to_string())
     })
     .await;
-    rings(&client, &mut heard, "three", 3).await;
-    assert!(heard.try_recv().is_err(), "a digest came twice");
+    ring("three").await;
 }

@@ -137,16 +137,15 @@ async fn a_broker_that_refuses_longer_than_the_duplicate_window_gets_each_digest
 async fn a_full_input_stream_drops_its_oldest_and_goes_on_taking() {
     let nats = Nats::start().await;
     let client = nats.connect().await.client().clone();
-    let setup = Setup::new(&nats).set("input.stream_max_bytes=64KiB");
+    let setup = Setup::new(&nats).set("input.stream_max_bytes=1MiB");
     let _daemon = setup.start_ready();
+    let padding = format!(",\"Padding\":\"{}\"}}", "x".repeat(1000));
     for second in 0..2000 {
-        publish_taken(
-            &client,
-            "AlarmStatusChanged",
-            change("ann", "disk", "CRITICAL", second),
-        )
-        .await;
+        let payload = change("ann", "disk", "CRITICAL", second).replace('}', &padding);
+        publish_taken(&client, "AlarmStatusChanged", payload).await;
     }
+    let held = judge::read_stream(&client, "TOCSIN_IN").await;
+    assert!(held.first().is_some_and(|first| first.sequence > 1), "nothing was dropped");
     publish_taken(&client, "SendAlarmDigest", request("ann")).await;
     eventually("the digest", async || {
         let digests = judge::read_stream(&client, "TOCSIN_OUT").await;
