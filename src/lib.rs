@@ -7,12 +7,18 @@
 //! | [`domains`] | the state machines, pure |
 //! | [`store`] | what is durable |
 //! | [`bus`] | NATS |
+//! | [`runtime`] | the actors around the core |
 //! | [`config`] | every setting, its bounds and its origin |
+//! | [`app`] | the daemon from its configuration to its end |
+//! | [`cli`] | the command line |
+//! | [`telemetry`] | the log |
 
 pub mod app;
 pub mod bus;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod domains;
 pub mod runtime;
 pub mod store;
+pub mod telemetry;

@@ -68,11 +68,7 @@ fn refused() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             &("{\"a\":".repeat(100) + "1" + &"}".repeat(100)),
         ),
         // As large as the broker takes: with the headers of a dead letter it must be split.
-        (
-            "bad_json",
-            "AlarmStatusChanged.9",
-            vec![b'x'; 1024 * 1024],
-        ),
+        ("bad_json", "AlarmStatusChanged.9", vec![b'x'; 1024 * 1024]),
     ]
 }
 

@@ -172,7 +172,12 @@ async fn a_second_store_stands_by_says_who_holds_the_input_and_takes_over() {
     })
     .await;
     let ring = async |alarm: &str| {
-        publish_taken(&client, "AlarmStatusChanged", change("ann", alarm, "CRITICAL", 1)).await;
+        publish_taken(
+            &client,
+            "AlarmStatusChanged",
+            change("ann", alarm, "CRITICAL", 1),
+        )
+        .await;
         publish_taken(&client, "SendAlarmDigest", request("ann")).await;
         judge::judge(&client).await;
     };

@@ -145,7 +145,10 @@ async fn a_full_input_stream_drops_its_oldest_and_goes_on_taking() {
         publish_taken(&client, "AlarmStatusChanged", payload).await;
     }
     let held = judge::read_stream(&client, "TOCSIN_IN").await;
-    assert!(held.first().is_some_and(|first| first.sequence > 1), "nothing was dropped");
+    assert!(
+        held.first().is_some_and(|first| first.sequence > 1),
+        "nothing was dropped"
+    );
     publish_taken(&client, "SendAlarmDigest", request("ann")).await;
     eventually("the digest", async || {
         let digests = judge::read_stream(&client, "TOCSIN_OUT").await;
