@@ -103,7 +103,7 @@ fn cpu_time() -> Duration {
 fn report(what: &str, count: u64, unit: &str, begin: Instant, cpu: Duration) {
     let (wall, cpu) = (
         begin.elapsed().as_secs_f64(),
-        (cpu_time() - cpu).as_secs_f64(),
+        cpu_time().saturating_sub(cpu).as_secs_f64(),
     );
     #[expect(clippy::cast_precision_loss, reason = "it is printed")]
     let count_f = count as f64;
@@ -161,7 +161,8 @@ fn snapshot_half(store: &Embedded) {
     for id in 0..store.num_partitions() / 2 {
         let mut rows = Rewrite::default();
         let partition = PartitionId(id);
-        let header = store.claim(&[partition], &mut rows).expect("a claim")[0];
+        let headers = store.claim(&[partition], &mut rows).expect("a claim");
+        let header = headers.first().copied().unwrap_or_default();
         let head = SnapshotHead { partition, header };
         let mut writer = store.begin_snapshot(head).expect("a writer");
         for slice in rows.0 {

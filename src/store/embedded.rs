@@ -13,7 +13,7 @@
 //! | `files` | how files come to be, and what cannot be done with them |
 //! | `journal`, `snapshot` | the two threads that write |
 //! | `ledger`, `shared` | what lies on the disk and why it must stay; poison |
-//! | `recovery` | everything that reads |
+//! | `reader`, `recovery` | everything that reads |
 
 use std::fmt;
 use std::fs::File;

@@ -10,20 +10,17 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::StoreError;
-use super::format::{
-    FRAME_BYTES, FileKind, FormatError, Frame, FrameKind, HEAD_BYTES, HeadFields, Salt, VERSION,
-};
+use super::format::{FormatError, VERSION};
 use crate::core::ids::PartitionId;
 
 const REMEDY_UNUSABLE: &str = "make it a writable folder on a disk with room, or set store.path";
 const REMEDY_DAMAGED: &str =
     "restore the folder from a copy, or move it away to begin anew and read the input again";
-const READ_BUFFER_BYTES: usize = 256 * 1024;
 
 /// What a file in the folder is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -253,182 +250,4 @@ pub(super) fn sync(file: &File, path: &Path) -> Result<(), FileError> {
 pub(super) fn remove(path: &Path) -> Result<(), FileError> {
     fs::remove_file(path).context("remove", path)?;
     sync_folder(folder_of(path))
-}
-
-/// Reads a file from its head on, frame by frame.
-pub(super) struct FileReader {
-    path: PathBuf,
-    file: BufReader<File>,
-    num_bytes: u64,
-    offset: u64,
-    body: Vec<u8>,
-}
-
-/// What a frame is, where it begins, and its body.
-pub(super) type ReadFrame<'a> = (FrameKind, u64, &'a [u8]);
-
-/// Why a frame cannot be read.
-pub(super) enum FrameError {
-    Unreadable(FileError),
-    Bad { offset: u64, what: &'static str },
-}
-
-impl FileReader {
-    /// Opens a file and reads the body of its head.
-    pub(super) fn open(path: PathBuf, kind: FileKind) -> Result<(Self, Vec<u8>), StoreError> {
-        let file = File::open(&path).context("open", &path)?;
-        let num_bytes = file.metadata().context("read", &path)?.len();
-        let mut reader = Self {
-            file: BufReader::with_capacity(READ_BUFFER_BYTES, file),
-            num_bytes,
-            offset: 0,
-            body: Vec::new(),
-            path,
-        };
-        let body = reader.read_head(kind)?;
-        Ok((reader, body))
-    }
-
-    fn read_head(&mut self, kind: FileKind) -> Result<Vec<u8>, StoreError> {
-        let too_short = |reader: &Self| damaged(&reader.path, 0, "its head ends too early");
-        let mut fields = [0; HEAD_BYTES];
-        if self.left() < fields.len() as u64 {
-            return Err(too_short(self));
-        }
-        self.read(&mut fields)?;
-        let fields =
-            HeadFields::decode(kind, fields).map_err(|error| malformed(&self.path, 0, &error))?;
-        if self.left() < u64::from(fields.length) {
-            return Err(too_short(self));
-        }
-        let mut body = vec![0; fields.length as usize];
-        self.read(&mut body)?;
-        fields
-            .check(&body)
-            .map_err(|error| malformed(&self.path, 0, &error))?;
-        Ok(body)
-    }
-
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Where the next frame begins.
-    pub(super) const fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    pub(super) const fn num_bytes(&self) -> u64 {
-        self.num_bytes
-    }
-
-    const fn left(&self) -> u64 {
-        self.num_bytes.saturating_sub(self.offset)
-    }
-
-    /// Reads no further than `end`.
-    pub(super) const fn end_at(&mut self, end: u64) {
-        if end < self.num_bytes {
-            self.num_bytes = end;
-        }
-    }
-
-    /// Goes on at `offset`.
-    pub(super) fn seek(&mut self, offset: u64) -> Result<(), FileError> {
-        self.file
-            .seek(SeekFrom::Start(offset))
-            .context("read", &self.path)?;
-        self.offset = offset;
-        Ok(())
-    }
-
-    fn read(&mut self, buffer: &mut [u8]) -> Result<(), FileError> {
-        self.file.read_exact(buffer).context("read", &self.path)?;
-        self.offset += buffer.len() as u64;
-        Ok(())
-    }
-
-    /// The next frame, where it begins and its body, checked; `None` at the end.
-    pub(super) fn frame(&mut self, salt: Salt) -> Result<Option<ReadFrame<'_>>, FrameError> {
-        let offset = self.offset;
-        let bad = |what| FrameError::Bad { offset, what };
-        if self.left() == 0 {
-            return Ok(None);
-        }
-        if self.left() < FRAME_BYTES as u64 {
-            return Err(bad("a frame ends too early"));
-        }
-        let mut fields = [0; FRAME_BYTES];
-        self.read(&mut fields).map_err(FrameError::Unreadable)?;
-        let frame = match Frame::decode(salt, offset, &fields) {
-            Ok(frame) => frame,
-            Err(FormatError::Bad(what)) => return Err(bad(what)),
-            Err(FormatError::Newer(_)) => return Err(bad("a frame is of a newer format")),
-        };
-        if self.left() < frame.length {
-            return Err(bad("the content of a frame ends too early"));
-        }
-        self.body.clear();
-        (&mut self.file)
-            .take(frame.length)
-            .read_to_end(&mut self.body)
-            .context("read", &self.path)
-            .map_err(FrameError::Unreadable)?;
-        self.offset += frame.length;
-        if frame.check(&self.body).is_err() {
-            return Err(bad("the checksum of its content does not match"));
-        }
-        Ok(Some((frame.kind, offset, &self.body)))
-    }
-
-    /// The first valid frame of a kind that begins after `offset`, wherever that is.
-    pub(super) fn find_frame(
-        &mut self,
-        kind: FrameKind,
-        salt: Salt,
-        offset: u64,
-    ) -> Result<Option<u64>, FileError> {
-        let begin = offset + 1;
-        self.seek(begin)?;
-        let mut rest = Vec::new();
-        self.file
-            .read_to_end(&mut rest)
-            .context("read", &self.path)?;
-        let is_frame = |at: usize, window: &[u8]| {
-            let offset = begin + at as u64;
-            if !window.starts_with(&kind.magic()) {
-                return false;
-            }
-            let Some((fields, behind)) = window.split_first_chunk::<FRAME_BYTES>() else {
-                return false;
-            };
-            let Ok(frame) = Frame::decode(salt, offset, fields) else {
-                return false;
-            };
-            usize::try_from(frame.length)
-                .ok()
-                .and_then(|length| behind.get(..length))
-                .is_some_and(|body| frame.check(body).is_ok())
-        };
-        let found =
-            (0..rest.len()).find(|&at| rest.get(at..).is_some_and(|window| is_frame(at, window)));
-        Ok(found.map(|at| begin + at as u64))
-    }
-
-    /// The content up to `end`, from the beginning.
-    pub(super) fn prefix(self, end: u64) -> Result<io::Take<File>, FileError> {
-        let mut file = self.file.into_inner();
-        file.seek(SeekFrom::Start(0)).context("read", &self.path)?;
-        Ok(file.take(end))
-    }
-}
-
-impl FrameError {
-    /// Where no frame may be bad.
-    pub(super) fn damaged(self, path: &Path) -> StoreError {
-        match self {
-            Self::Unreadable(error) => error.into(),
-            Self::Bad { offset, what } => damaged(path, offset, what),
-        }
-    }
 }

@@ -6,7 +6,8 @@
 //! 1. **Atomic.** A commit's rows and header become durable together or not at all. `commit` resolves only
 //!    after they are.
 //! 2. **Fenced.** A commit is applied only if its epoch is the stored one and its number is the stored one
-//!    plus 1; else [`StoreError::Fenced`], and nothing of that call is applied for that partition.
+//!    plus 1; else [`StoreError::Fenced`], and nothing of that call is applied for that partition. The other
+//!    partitions of the call are not held back; its answer is the first refusal.
 //! 3. **Ordered.** Commits of one partition are applied in the order of the calls; the commits of one call
 //!    (of different partitions) share one write.
 //! 4. **Claimed.** `claim` raises the epoch of the partitions, durably, before it reads them: whatever an
@@ -25,6 +26,7 @@ pub mod format;
 mod journal;
 mod ledger;
 pub mod memory;
+mod reader;
 mod recovery;
 mod shared;
 mod snapshot;

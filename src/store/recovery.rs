@@ -17,10 +17,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::embedded::Options;
-use super::files::{self, Context, FileError, FileName, FileReader, FrameError};
+use super::files::{self, Context, FileError, FileName};
 use super::format::{FileKind, FrameKind, Salt, Section, Sections, SegmentHead, StoreFile};
 use super::journal::Claimed;
 use super::ledger::{InPlace, Ledger, Segment};
+use super::reader::{FileReader, FrameError};
 use super::shared::Shared;
 use super::snapshot::StoredSnapshot;
 use super::{Recovery, StoreError};

@@ -15,12 +15,13 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use super::files::{self, FileError, FileReader, FrameError};
+use super::files::{self, FileError};
 use super::format::{
     END_BYTES, FileKind, Frame, FrameKind, Salt, SnapshotEnd, StoreFile, decode_snapshot_head,
     encode_snapshot_head,
 };
 use super::ledger::InPlace;
+use super::reader::{FileReader, FrameError};
 use super::shared::{Shared, Thread};
 use super::{SnapshotWriter, StoreError};
 use crate::core::ids::PartitionId;

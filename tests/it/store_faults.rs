@@ -6,7 +6,6 @@
     reason = "clippy takes helpers outside of a #[test] for production code"
 )]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::symlink;
@@ -19,7 +18,9 @@ use tocsin::core::ids::{CommitNumber, PartitionId, StoreId};
 use tocsin::core::partition::{Header, SnapshotHead};
 use tocsin::core::rows::Rows;
 use tocsin::store::embedded::{Embedded, Options};
-use tocsin::store::format::{FRAME_BYTES, SegmentHead, StoreFile};
+use tocsin::store::format::{
+    END_BYTES, FRAME_BYTES, Frame, FrameKind, Salt, SegmentHead, SnapshotEnd, StoreFile,
+};
 use tocsin::store::{SnapshotWriter, Store, StoreError};
 
 use super::store_contract::{Folded, Map, Owner, SMALL, commit, eventually, open, position, wait};
@@ -473,6 +474,56 @@ fn an_older_segment_that_is_too_short_is_damage_wherever_it_is_cut() {
             "{end}: {error}"
         );
     }
+}
+
+/// Without its last claim a partition would go back to an epoch that was given away.
+#[test]
+fn an_older_segment_that_lost_a_claim_is_damage() {
+    let folder = folder();
+    let options = Options {
+        segment_bytes: 250,
+        ..TINY
+    };
+    let store = open_with(folder.path(), options);
+    let mut before_last = 0;
+    while segments(folder.path()).len() == 1 {
+        before_last = size(&last_segment(folder.path()));
+        Owner::claim(&*store, 0);
+        // The next segment is begun after the claim was answered.
+        assert!(wait(store.commit(Vec::new())).is_ok());
+    }
+    drop(store);
+    let first = segments(folder.path()).remove(0);
+    let file = fs::File::options().write(true).open(&first).expect("it");
+    file.set_len(before_last).expect("a shorter file");
+    assert_damaged(
+        folder.path(),
+        "journal-0000000000000002",
+        "it does not continue the segment before it",
+    );
+}
+
+#[test]
+fn a_snapshot_that_does_not_hold_what_its_end_says_is_damage() {
+    let folder = folder();
+    with_everything(folder.path());
+    let id = open(folder.path()).id();
+    let path = folder.path().join("snapshot-0000");
+    let mut bytes = fs::read(&path).expect("a snapshot");
+    bytes.truncate(bytes.len() - END_BYTES);
+    let end = SnapshotEnd {
+        num_blocks: 2,
+        num_bytes: 17,
+        durable: CommitNumber(3),
+    };
+    let mut frame = Vec::new();
+    Frame::begin(&mut frame);
+    end.encode(&mut frame);
+    let salt = Salt::of_snapshot(id, PartitionId(0));
+    Frame::finish(FrameKind::End, salt, bytes.len() as u64, &mut frame);
+    bytes.extend_from_slice(&frame);
+    fs::write(&path, bytes).expect("a snapshot");
+    assert_damaged(folder.path(), "snapshot-0000", "what its end says");
 }
 
 #[test]
