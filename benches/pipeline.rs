@@ -9,6 +9,12 @@
 //! the release program with its embedded store on disk and fsync; its time runs from its start to the digest of
 //! a user whose change stands at the end of the stream. Both read the same stream of the same server, in turn.
 
+#![expect(
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a bench that cannot go on ends"
+)]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -43,10 +43,13 @@ pub enum LogError {
 /// [`LogError`] for a filter or a file that cannot be used.
 pub fn init_logging(log: &Log) -> Result<(), LogError> {
     // The client speaks of each connection; a filter that names it has the last word.
-    let filter = EnvFilter::try_new(format!("async_nats=warn,{}", log.filter)).map_err(|error| LogError::Filter {
-        filter: log.filter.clone(),
-        reason: error.to_string(),
-    })?;
+    let filter =
+        EnvFilter::try_new(format!("async_nats=warn,{}", log.filter)).map_err(|error| {
+            LogError::Filter {
+                filter: log.filter.clone(),
+                reason: error.to_string(),
+            }
+        })?;
     let is_terminal = log.file.is_none() && std::io::stderr().is_terminal();
     let writer = match &log.file {
         None => BoxMakeWriter::new(std::io::stderr),

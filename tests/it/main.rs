@@ -1,6 +1,13 @@
 //! Everything that needs a real broker, disk or process: one binary, one module a subject.
 
+#![expect(
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking, wherever it stands"
+)]
+
 mod bad_input;
+mod burst;
 mod bus_jetstream;
 mod connection;
 mod crash;
