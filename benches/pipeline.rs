@@ -29,7 +29,7 @@ const PULLS: usize = 4;
 /// Changes published and not yet confirmed while the stream is loaded.
 const PUBLISH_WINDOW: usize = 4000;
 const STREAM: &str = "TOCSIN_IN";
-const DEADLINE: Duration = Duration::from_secs(120);
+const DEADLINE: Duration = Duration::from_mins(2);
 
 fn main() {
     let num_messages = number_from_env("BENCH_MESSAGES", 2_000_000);
@@ -228,7 +228,7 @@ impl Server {
     fn metered(&self, work: impl FnOnce()) -> (Duration, Duration) {
         let (cpu, began) = (cpu_of(self.child.id()), Instant::now());
         work();
-        (began.elapsed(), cpu_of(self.child.id()) - cpu)
+        (began.elapsed(), cpu_of(self.child.id()).saturating_sub(cpu))
     }
 }
 

@@ -231,7 +231,7 @@ impl Daemon {
 
     /// Looks after the daemon until it is told to stop.
     async fn run(&mut self) -> Result<(), AppError> {
-        self.supervisor.ready();
+        Supervisor::ready();
         info!("input flows");
         let mut tick = interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -261,7 +261,7 @@ impl Daemon {
 
     /// Stops the input, commits and publishes what is under way, and stops the actors.
     async fn drain(mut self, limit: Duration) -> Result<(), AppError> {
-        self.supervisor.stopping();
+        Supervisor::stopping();
         info!(?limit, "draining");
         let until = Instant::now() + limit;
         let mut tick = interval(TICK);

@@ -115,12 +115,13 @@ impl CliError {
             Self::App(error) => match error {
                 AppError::Undrained { .. } => 1,
                 AppError::Bus(BusError::Unavailable(_)) => 3,
-                AppError::Bus(BusError::Configuration(_)) | AppError::Server(_) => 2,
                 AppError::Store(StoreError::Poisoned { .. }) => 74,
                 AppError::Store(StoreError::Fenced { .. })
                 | AppError::Defect(_)
                 | AppError::System { .. } => 70,
-                AppError::Store(
+                AppError::Bus(BusError::Configuration(_))
+                | AppError::Server(_)
+                | AppError::Store(
                     StoreError::Unusable { .. }
                     | StoreError::Locked { .. }
                     | StoreError::NewerFormat { .. }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
+use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
@@ -73,8 +74,9 @@ impl Client {
                 )));
             }
         };
-        let answer: serde_json::Value = serde_json::from_slice(&answer).unwrap_or_default();
-        let is_taken = answer["ok"] == true || answer["seq"].is_u64();
+        let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+        let of_daemon = answer.get("ok").and_then(Value::as_bool);
+        let is_taken = of_daemon.unwrap_or_else(|| answer.get("seq").is_some());
         if is_taken {
             return Ok(());
         }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::nats::Nats;
 
 /// How long a daemon may take to begin, or to end.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 
 /// How to start a daemon; its store outlives its processes.
 pub(crate) struct Setup {
