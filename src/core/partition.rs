@@ -291,7 +291,7 @@ impl<D: Domain> Partition<D> {
         self.watermark = header.position;
         self.seen = header
             .position
-            .map_or(Cursor::default(), |position| position.cursor);
+            .map_or_else(Cursor::default, |position| position.cursor);
         self.outbox.begin_epoch(header.epoch);
         let owed = self.outbox.make_durable(self.outbox.last_key());
         self.outputs.extend(owed.into_iter().map(Output::Publish));
@@ -408,7 +408,7 @@ impl<D: Domain> Partition<D> {
             self.seen
                 <= self
                     .watermark
-                    .map_or(Cursor::default(), |watermark| watermark.cursor)
+                    .map_or_else(Cursor::default, |watermark| watermark.cursor)
         );
         let pending = std::mem::take(&mut self.pending);
         self.issued = self.issued.next();
@@ -884,7 +884,7 @@ mod tests {
         partition.published(key, Some(77));
         let confirmed = commit(&mut partition);
         assert_eq!(
-            outputs(&mut opened(2, &[owing.clone()])),
+            outputs(&mut opened(2, std::slice::from_ref(&owing))),
             ["publish 2-2000000000"]
         );
         let mut settled = opened(2, &[owing, confirmed]);
@@ -969,12 +969,12 @@ mod tests {
     fn i_06_the_recovered_state_is_the_live_one() {
         let mut partition = opened(1, &[]);
         let mut commits = Vec::new();
-        for sequence in 1..=20 {
-            let letter = b'a' + (sequence % 3) as u8;
+        for value in 1..=20_u8 {
+            let (sequence, letter) = (u64::from(value), b'a' + value % 3);
             let command = if sequence % 4 == 0 {
                 Ask::Tell(letter)
             } else {
-                Ask::Set(letter, sequence as u8)
+                Ask::Set(letter, value)
             };
             deliver(&mut partition, sequence, command);
             if sequence % 5 == 0 {

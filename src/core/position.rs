@@ -44,7 +44,8 @@ pub struct Position {
     pub origin: Origin,
     /// The last message covered.
     pub cursor: Cursor,
-    /// The broker's timestamp of that message; at sequence 0, where in time reading begins.
+    /// The broker's timestamp of that message; where none was read yet, the instant at which reading begins,
+    /// never before the timestamp of a message that stands at the cursor.
     pub timestamp: Timestamp,
     /// The placement hash of that message's payload; `None` where no message was read.
     pub fingerprint: Option<u64>,
@@ -157,9 +158,14 @@ pub fn resume(positions: &[Option<Position>], stream: &StreamView) -> Resume {
     if stream.last_sequence < highest.cursor.sequence {
         return rewritten(Rewrite::RolledBack);
     }
-    if let (Some(fingerprint), Some(found)) = (highest.fingerprint, stream.at_position)
-        && found != (highest.timestamp, fingerprint)
-    {
+    let is_replaced = stream
+        .at_position
+        .is_some_and(|found| match highest.fingerprint {
+            Some(fingerprint) => found != (highest.timestamp, fingerprint),
+            // Where reading begins, what stands before it is not newer: else it took that place afterwards.
+            None => found.0 > highest.timestamp,
+        });
+    if is_replaced {
         return rewritten(Rewrite::Replaced);
     }
     let next = lowest.cursor.sequence + 1;
@@ -279,6 +285,24 @@ mod tests {
             why(resume(&[session], &stream(1, 90, 50))),
             Some(Rewrite::Recreated)
         );
+    }
+
+    #[test]
+    fn a_second_rewrite_before_the_first_message_of_a_generation_is_noticed() {
+        let begun = at(2, 50).map(|position| Position {
+            fingerprint: None,
+            ..position
+        });
+        let older = StreamView {
+            at_position: Some((Timestamp::from_seconds(5050), 1)),
+            ..stream(1, 60, 50)
+        };
+        assert_eq!(why(resume(&[begun], &older)), None);
+        let newer = StreamView {
+            at_position: Some((Timestamp::from_seconds(5051), 1)),
+            ..older
+        };
+        assert_eq!(why(resume(&[begun], &newer)), Some(Rewrite::Replaced));
     }
 
     #[test]

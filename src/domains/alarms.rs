@@ -185,7 +185,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            tombstone_retention: Duration::from_secs(14 * 24 * 3600),
+            tombstone_retention: Duration::from_hours(14 * 24),
             when_empty: WhenEmpty::Skip,
         }
     }
@@ -208,7 +208,7 @@ pub struct Tally {
 
 /// How long a forgotten tombstone is still kept: decisions go by each message's own timestamp, and a broker's
 /// clock may step back.
-const EXPIRY_SLACK: Duration = Duration::from_secs(3600);
+const EXPIRY_SLACK: Duration = Duration::from_hours(1);
 /// How many users one call of `expire` looks at.
 const USERS_PER_EXPIRY: usize = 256;
 
@@ -726,7 +726,12 @@ mod tests {
                 };
                 let decision = self.apply(seconds(100), &command);
                 if word == "S" {
-                    digests.push(decision.publish.as_ref().map_or("none".into(), print));
+                    digests.push(
+                        decision
+                            .publish
+                            .as_ref()
+                            .map_or_else(|| "none".into(), print),
+                    );
                 }
             }
             digests
@@ -758,8 +763,9 @@ mod tests {
     fn assert_counts_are_those_of_a_recount(state: &Alarms) {
         let rows = state.rows();
         let mut recount = [0; 3];
-        rows.iter()
-            .for_each(|(_, _, row)| recount[row.status as usize] += 1);
+        for (_, _, row) in &rows {
+            recount[row.status as usize] += 1;
+        }
         assert_eq!(state.num_by_status(), recount);
         let users: BTreeSet<_> = rows.iter().map(|(user, _, _)| user).collect();
         assert_eq!(state.num_users(), users.len());
@@ -1211,7 +1217,9 @@ mod tests {
                 Op::Wait(seconds) => now = now.saturating_add_signed(seconds.max(0)),
                 Op::Expire(from) => { live.expire(seconds(now), from); }
             };
-            before.iter().for_each(|op| play(&mut live, op));
+            for op in &before {
+                play(&mut live, op);
+            }
             live.written = Rows::default();
             let (mut snapshot, mut next, mut during) = (Rows::default(), Some(0), during.iter());
             while let Some(from) = next {
@@ -1244,8 +1252,8 @@ mod tests {
 
         #[test]
         fn junk_never_panics(key in prop::collection::vec(any::<u8>(), 0..40), value in prop::collection::vec(any::<u8>(), 0..40)) {
-            let _ = Alarms::decode(&key, Some(&value));
-            let _ = Alarms::decode_outgoing(&mut Reader::new(&value));
+            drop(Alarms::decode(&key, Some(&value)));
+            drop(Alarms::decode_outgoing(&mut Reader::new(&value)));
         }
     }
 }
