@@ -136,8 +136,11 @@ pub(super) struct Limits {
     pub(super) max_storage: i64,
 }
 
+/// What an account may store in so many copies, and what its streams were promised.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Tier {
+    #[serde(default)]
+    pub(super) reserved_storage: u64,
     #[serde(default)]
     pub(super) limits: Limits,
 }
@@ -145,8 +148,8 @@ pub(super) struct Tier {
 /// The account.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct Account {
-    #[serde(default)]
-    pub(super) limits: Limits,
+    #[serde(flatten)]
+    pub(super) all: Tier,
     #[serde(default)]
     pub(super) tiers: std::collections::HashMap<String, Tier>,
 }

@@ -134,23 +134,29 @@ async fn create(api: &Api, wanted: &Wanted) -> Result<StreamInfo, BusError> {
     }
 }
 
-/// Holds the stream at half of what the account may store.
+/// Holds the stream at half of what the account may still store.
 async fn clamp(api: &Api, config: &mut StreamConfig) -> Result<(), BusError> {
     let account = api.account().await;
     let account = account.map_err(|error| unavailable("ask for room for", &config.name, &error))?;
     let tier = account.tiers.get(&format!("R{}", config.num_replicas));
-    let allowed = tier
-        .map_or(&account.limits, |tier| &tier.limits)
-        .max_storage;
+    let tier = tier.unwrap_or(&account.all);
     // Zero or less: no limit.
-    if allowed > 0 && config.max_bytes > allowed / 2 {
+    let Some(allowed) = u64::try_from(tier.limits.max_storage)
+        .ok()
+        .filter(|&max| max > 0)
+    else {
+        return Ok(());
+    };
+    let half = allowed.saturating_sub(tier.reserved_storage) / 2;
+    let half = i64::try_from(half).unwrap_or(i64::MAX).max(MIN_BYTES);
+    if config.max_bytes > half {
         warn!(
             stream = config.name,
             wanted = config.max_bytes,
-            max_bytes = allowed / 2,
-            "the account may store less than is configured, the stream gets half of that"
+            max_bytes = half,
+            "the account may store less than is configured, the stream gets half of what is left"
         );
-        config.max_bytes = allowed / 2;
+        config.max_bytes = half;
     }
     Ok(())
 }

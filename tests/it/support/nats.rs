@@ -22,6 +22,7 @@ impl Nats {
 
     /// With streams or without, and with further configuration.
     pub(crate) async fn start_with(has_jetstream: bool, config: &str) -> Self {
+        say_what_happens();
         let folder = tempfile::tempdir().expect("a folder for the server");
         let settings = settings(folder.path(), has_jetstream, config);
         let server = NatsServer::start(settings).await;
@@ -67,6 +68,14 @@ impl DerefMut for Nats {
     fn deref_mut(&mut self) -> &mut NatsServer {
         &mut self.server
     }
+}
+
+/// Shows the log of a test that fails; the client library repeats what ours says.
+pub(crate) fn say_what_happens() {
+    let wanted = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,async_nats=off".to_owned());
+    // The first test of a process sets it for all.
+    let log = tracing_subscriber::fmt().with_env_filter(wanted);
+    log.with_test_writer().try_init().ok();
 }
 
 /// A server started directly, on any port.
