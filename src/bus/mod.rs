@@ -93,7 +93,8 @@ pub struct InputStats {
     pub restarts: u64,
     /// Messages that wait at the broker.
     pub lag: u64,
-    /// Bytes and messages the stream holds, as a share of what it may: 0.0 to 1.0 (0.0 where unbounded).
+    /// How much of what the stream may hold (bytes, messages, age) is unread: 0.0 to 1.0. At 1.0 the broker
+    /// drops what was not read. (0.0 where unbounded.)
     pub fill: f64,
 }
 

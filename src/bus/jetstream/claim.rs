@@ -1,0 +1,331 @@
+//! The claim: which store reads the input and publishes for it, in a stream of one message.
+//!
+//! | the claim in the stream | what a store does |
+//! |---|---|
+//! | none, or given back | takes it |
+//! | its own, of an earlier process | takes it at once |
+//! | of another store, or of another process that took it from this one | waits until it was not renewed for its time, then takes it |
+//! | its own | renews it |
+//!
+//! Every step is a compare-and-set on the message's sequence: of two that try, one succeeds. No two clocks are
+//! ever compared: who waits counts from the instant it first saw a claim, which is after it was written; who
+//! holds counts from the instant before it sent its last renewal, and stops a margin earlier. Both count time
+//! in which the machine slept. The fence against a late writer is the store's epoch, never this claim.
+
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::client::Request;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::task::AbortOnDropHandle;
+use tracing::{error, info, warn};
+
+use super::api::{Api, ApiError, code, no_answer};
+use crate::bus::Claim;
+use crate::bus::connection::jitter;
+use crate::core::ids::StoreId;
+
+/// How long a claim lasts without a renewal.
+pub const TTL: Duration = Duration::from_secs(10);
+
+/// Where the claim is, and for how long it lasts.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) stream: String,
+    pub(super) subject: String,
+    pub(super) ttl: Duration,
+}
+
+impl Place {
+    fn renew_every(&self) -> Duration {
+        self.ttl.mul_f64(0.3)
+    }
+
+    /// A holder stops that much earlier than anybody may take its claim.
+    fn margin(&self) -> Duration {
+        self.ttl / 5
+    }
+}
+
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+struct Owner {
+    store: String,
+    /// Tells two processes with one store apart.
+    instance: String,
+    host: String,
+    pid: u32,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    is_given_back: bool,
+}
+
+impl Owner {
+    fn this_process(store: StoreId) -> Self {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        Self {
+            store: store.to_string(),
+            instance: format!("{:016x}", getrandom::u64().unwrap_or_default()),
+            host: host.trim().to_owned(),
+            pid: std::process::id(),
+            is_given_back: false,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Taken {
+    #[serde(default)]
+    seq: u64,
+    error: Option<NotTaken>,
+}
+
+#[derive(Deserialize)]
+struct NotTaken {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// A claim that is renewed in the background for as long as this lives, and given back when it is dropped.
+pub(super) struct StreamClaim {
+    held_until: watch::Receiver<Duration>,
+    _renewing: AbortOnDropHandle<()>,
+}
+
+impl StreamClaim {
+    /// Begins to take the claim, and then to renew it.
+    pub(super) fn start(api: Api, place: Place, store: StoreId) -> Self {
+        let (held_in, held_until) = watch::channel(Duration::ZERO);
+        let runtime = api.connection().runtime().clone();
+        let claimant = Claimant {
+            api,
+            place,
+            us: Owner::this_process(store),
+            held_until: held_in,
+            ours: None,
+            was_held: false,
+            rival: None,
+            said: None,
+        };
+        Self {
+            held_until,
+            _renewing: AbortOnDropHandle::new(runtime.spawn(claimant.run())),
+        }
+    }
+}
+
+impl Claim for StreamClaim {
+    fn is_held(&self) -> bool {
+        now() < *self.held_until.borrow()
+    }
+
+    fn held(&self) -> BoxFuture<'static, ()> {
+        let mut held_until = self.held_until.clone();
+        async move {
+            // The sender ends with the claim; nobody waits for one that was dropped.
+            held_until.wait_for(|until| now() < *until).await.ok();
+        }
+        .boxed()
+    }
+}
+
+/// A claim of another, and since when it is seen unchanged.
+#[derive(Debug)]
+struct Rival {
+    sequence: u64,
+    seen_at: Duration,
+}
+
+struct Claimant {
+    api: Api,
+    place: Place,
+    us: Owner,
+    held_until: watch::Sender<Duration>,
+    /// The sequence of our claim.
+    ours: Option<u64>,
+    /// A process that lost its claim to another of the same store does not take it back at once: two would
+    /// take it from each other for ever.
+    was_held: bool,
+    rival: Option<Rival>,
+    said: Option<String>,
+}
+
+impl Claimant {
+    async fn run(mut self) {
+        loop {
+            self.api.connection().connected().await;
+            let wait = match self.step().await {
+                Ok(wait) => wait,
+                Err(error) => {
+                    self.say(format!(
+                        "the claim of the input cannot be read or renewed: {error}"
+                    ));
+                    self.place.renew_every() / 3
+                }
+            };
+            sleep(wait.mul_f64(jitter(0.7, 1.0))).await;
+        }
+    }
+
+    /// Renews the claim, or takes it when it may; returns how long to wait.
+    async fn step(&mut self) -> Result<Duration, ApiError> {
+        if let Some(sequence) = self.ours {
+            if self.write(sequence).await? {
+                return Ok(self.place.renew_every());
+            }
+            self.ours = None;
+        }
+        let Some((sequence, owner)) = self.look().await? else {
+            return self.take(0).await;
+        };
+        let is_this_process = owner.instance == self.us.instance;
+        let is_own_store = owner.store == self.us.store && !self.was_held;
+        // This process: a renewal whose answer was lost.
+        if owner.is_given_back || is_this_process || is_own_store {
+            return self.take(sequence).await;
+        }
+        self.lose(&owner);
+        let now = now();
+        let rival = match &self.rival {
+            Some(rival) if rival.sequence == sequence => rival,
+            Some(_) | None => self.rival.insert(Rival {
+                sequence,
+                seen_at: now,
+            }),
+        };
+        let left = (rival.seen_at + self.place.ttl).saturating_sub(now);
+        if left.is_zero() {
+            return self.take(sequence).await;
+        }
+        Ok(left
+            .min(self.place.renew_every())
+            .max(Duration::from_millis(10)))
+    }
+
+    async fn take(&mut self, sequence: u64) -> Result<Duration, ApiError> {
+        if self.write(sequence).await? {
+            return Ok(self.place.renew_every());
+        }
+        // Someone else was faster; who, the next look says.
+        Ok(Duration::from_millis(100))
+    }
+
+    /// Writes our claim over the one of that sequence; `false` when there is another.
+    async fn write(&mut self, expected: u64) -> Result<bool, ApiError> {
+        let sent_at = now();
+        let Some(sequence) = self.compare_and_set(&self.us, expected).await? else {
+            return Ok(false);
+        };
+        self.ours = Some(sequence);
+        self.rival = None;
+        self.said = None;
+        let was_held = now() < *self.held_until.borrow();
+        let until = sent_at + self.place.ttl.saturating_sub(self.place.margin());
+        self.held_until.send_replace(until);
+        if !was_held {
+            info!(store = self.us.store, "this store owns the input");
+        }
+        self.was_held = true;
+        Ok(true)
+    }
+
+    async fn compare_and_set(&self, owner: &Owner, expected: u64) -> Result<Option<u64>, ApiError> {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
+        let payload = serde_json::to_vec(owner).map_err(no_answer)?;
+        let request = Request::new()
+            .headers(headers)
+            .payload(payload.into())
+            .timeout(Some(self.place.renew_every()));
+        let client = self.api.connection().client();
+        let answer = client
+            .send_request(self.place.subject.clone(), request)
+            .await;
+        let answer = answer.map_err(no_answer)?;
+        let taken: Taken = serde_json::from_slice(&answer.payload).map_err(no_answer)?;
+        match taken.error {
+            None if taken.seq > 0 => Ok(Some(taken.seq)),
+            None => Err(no_answer("an answer without a sequence")),
+            Some(error) if error.err_code == code::WRONG_LAST_SEQUENCE => Ok(None),
+            Some(error) => Err(ApiError::Refused {
+                code: error.err_code,
+                description: error.description,
+            }),
+        }
+    }
+
+    async fn look(&self) -> Result<Option<(u64, Owner)>, ApiError> {
+        let found = self
+            .api
+            .last_message(&self.place.stream, &self.place.subject)
+            .await?;
+        let Some(message) = found else {
+            return Ok(None);
+        };
+        let owner = serde_json::from_slice(&message.payload).map_err(|error| {
+            no_answer(format!(
+                "{} holds something else ({error}); type `nats stream purge {}`",
+                self.place.stream, self.place.stream
+            ))
+        })?;
+        Ok(Some((message.sequence, owner)))
+    }
+
+    /// Another has it.
+    fn lose(&mut self, owner: &Owner) {
+        let was_held = now() < self.held_until.send_replace(Duration::ZERO);
+        let Owner {
+            store, host, pid, ..
+        } = owner;
+        if was_held {
+            error!(
+                store,
+                host, pid, "another process has taken the input from this one"
+            );
+        }
+        self.say(format!(
+            "store {store} owns the input (process {pid} on {host}); this one takes over when it stops"
+        ));
+    }
+
+    fn say(&mut self, text: String) {
+        if self.said.as_ref() != Some(&text) {
+            warn!(store = self.us.store, "{text}");
+            self.said = Some(text);
+        }
+    }
+}
+
+impl Drop for Claimant {
+    fn drop(&mut self) {
+        let Some(sequence) = self.ours else {
+            return;
+        };
+        let given_back = Owner {
+            is_given_back: true,
+            ..self.us.clone()
+        };
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());
+        let client = self.api.connection().client();
+        if let Ok(payload) = serde_json::to_vec(&given_back) {
+            // A courtesy: without it the next one waits for the claim's time.
+            let subject = self.place.subject.clone();
+            let sent = client.publish_with_headers(subject, headers, payload.into());
+            tokio::task::unconstrained(sent).now_or_never();
+        }
+    }
+}
+
+/// A clock that also counts while the machine sleeps.
+fn now() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::from_secs(seconds)
+        + Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or_default())
+}

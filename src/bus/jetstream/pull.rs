@@ -1,0 +1,450 @@
+//! An ordered pull consumer: the messages of a stream from one place on, without a gap, or broken.
+//!
+//! | what comes | what follows |
+//! |---|---|
+//! | a message with the next consumer sequence | yielded |
+//! | any other sequence, an error, the end of the subscription, silence | [`Broken`]: the owner begins anew |
+//! | a heartbeat that counts more than was seen | [`Broken`] |
+//! | the end of a request | the rest of it is asked for again |
+//!
+//! Nothing is acknowledged: the place is the owner's. The consumer lives in the broker's memory, under a name
+//! of its own, and is gone half a minute after we are. On the way of a message there is no wait, no copy of
+//! its bytes and no allocation: everything that has arrived is taken at once.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message, Subject, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::de::IgnoredAny;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, timeout_at};
+
+use super::api::{Api, ApiError, no_answer};
+use crate::core::time::Timestamp;
+
+/// Messages of one request.
+const BATCH: u64 = 1000;
+/// Messages asked for and not yet here, at most. Far below a subscription's capacity, which drops.
+const MAX_OUTSTANDING: u64 = 4 * BATCH;
+const EXPIRES: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Silence that long is no heartbeat missed twice, but a consumer that is gone.
+const SILENCE: Duration = Duration::from_millis(2500);
+const INACTIVE: Duration = Duration::from_secs(30);
+
+/// Where a consumer begins.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum From {
+    /// With this sequence.
+    Sequence(u64),
+    /// With the first message not before this instant.
+    Time(Timestamp),
+}
+
+/// Why a consumer yields nothing any more.
+#[derive(Clone, Debug)]
+pub(super) struct Broken(pub(super) String);
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What the broker says of a message, read from its reply subject.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Meta {
+    /// Its sequence in the stream.
+    pub(super) sequence: u64,
+    /// When it was stored.
+    pub(super) timestamp: Timestamp,
+    /// How many wait behind it.
+    pub(super) num_pending: u64,
+}
+
+/// A message in its place.
+#[derive(Debug)]
+pub(super) struct Pulled {
+    pub(super) meta: Meta,
+    pub(super) subject: Arc<str>,
+    pub(super) headers: Option<HeaderMap>,
+    pub(super) payload: Bytes,
+}
+
+#[derive(Serialize)]
+struct CreateRequest<'a> {
+    stream_name: &'a str,
+    config: ConsumerConfig<'a>,
+}
+
+#[derive(Clone, Serialize)]
+struct ConsumerConfig<'a> {
+    name: &'a str,
+    deliver_policy: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opt_start_seq: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    opt_start_time: Option<String>,
+    ack_policy: &'static str,
+    replay_policy: &'static str,
+    inactive_threshold: u128,
+    num_replicas: usize,
+    mem_storage: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    headers_only: bool,
+}
+
+#[derive(Deserialize)]
+struct Created {
+    config: CreatedConfig,
+}
+
+#[derive(Deserialize)]
+struct CreatedConfig {
+    deliver_policy: String,
+    #[serde(default)]
+    opt_start_seq: Option<u64>,
+    ack_policy: String,
+    #[serde(default)]
+    filter_subject: Option<String>,
+    #[serde(default)]
+    filter_subjects: Option<Vec<String>>,
+    #[serde(default)]
+    headers_only: bool,
+}
+
+impl CreatedConfig {
+    /// An older server drops what it does not know, and says nothing.
+    fn compare(&self, wanted: &ConsumerConfig<'_>) -> Result<(), ApiError> {
+        let is_same = self.deliver_policy == wanted.deliver_policy
+            && self.opt_start_seq.unwrap_or_default() == wanted.opt_start_seq.unwrap_or_default()
+            && self.ack_policy == wanted.ack_policy
+            && self
+                .filter_subject
+                .as_deref()
+                .unwrap_or_default()
+                .is_empty()
+            && self.filter_subjects.as_ref().is_none_or(Vec::is_empty)
+            && self.headers_only == wanted.headers_only;
+        if is_same {
+            Ok(())
+        } else {
+            Err(no_answer(
+                "the broker made another consumer than was asked for",
+            ))
+        }
+    }
+}
+
+/// A consumer. Dropped, it is forgotten by the broker after a while.
+#[derive(Debug)]
+pub(super) struct Pull {
+    api: Api,
+    subscriber: Subscriber,
+    inbox: Subject,
+    next_request: Subject,
+    request_body: Bytes,
+    delete_request: String,
+    order: Order,
+    /// Until when something must be heard.
+    deadline: Instant,
+}
+
+impl Pull {
+    /// Creates a consumer and compares what the broker made of it with what was asked.
+    pub(super) async fn create(
+        api: &Api,
+        stream: &str,
+        from: From,
+        headers_only: bool,
+    ) -> Result<Self, ApiError> {
+        let name = format!("tocsin-{:016x}", getrandom::u64().map_err(no_answer)?);
+        let client = api.connection().client();
+        let inbox = Subject::from(client.new_inbox());
+        let subscriber = client.subscribe(inbox.clone()).await.map_err(no_answer)?;
+        let (deliver_policy, opt_start_seq, opt_start_time) = match from {
+            From::Sequence(sequence) => ("by_start_sequence", Some(sequence), None),
+            From::Time(Timestamp::EPOCH) => ("all", None, None),
+            From::Time(instant) => ("by_start_time", None, Some(instant.to_string())),
+        };
+        let config = ConsumerConfig {
+            name: &name,
+            deliver_policy,
+            opt_start_seq,
+            opt_start_time,
+            ack_policy: "none",
+            replay_policy: "instant",
+            inactive_threshold: INACTIVE.as_nanos(),
+            num_replicas: 1,
+            mem_storage: true,
+            headers_only,
+        };
+        let request = CreateRequest {
+            stream_name: stream,
+            config: config.clone(),
+        };
+        let what = format!("CONSUMER.CREATE.{stream}.{name}");
+        let created: Created = api.call(&what, &request).await?;
+        created.config.compare(&config)?;
+        let request_body = format!(
+            r#"{{"batch":{BATCH},"expires":{},"idle_heartbeat":{}}}"#,
+            EXPIRES.as_nanos(),
+            HEARTBEAT.as_nanos()
+        );
+        Ok(Self {
+            api: api.clone(),
+            subscriber,
+            inbox,
+            next_request: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}").into(),
+            request_body: request_body.into(),
+            delete_request: format!("CONSUMER.DELETE.{stream}.{name}"),
+            order: Order::new(stream, &name),
+            deadline: Instant::now() + SILENCE,
+        })
+    }
+
+    /// Appends what has arrived, waiting for the first, at most `max_messages`; nothing when only a sign of
+    /// life came. Safe to cancel. What was appended before [`Broken`] is in order, and counts.
+    pub(super) async fn take(
+        &mut self,
+        max_messages: usize,
+        into: &mut Vec<Pulled>,
+    ) -> Result<(), Broken> {
+        self.ask().await?;
+        let Self {
+            subscriber, order, ..
+        } = self;
+        let arriving = std::future::poll_fn(|context| {
+            order.poll_take(subscriber, context, max_messages, into)
+        });
+        // Cooperative yielding would cut every batch into pieces of its budget.
+        let arrived = timeout_at(self.deadline, tokio::task::unconstrained(arriving)).await;
+        self.deadline = Instant::now() + SILENCE;
+        arrived.unwrap_or_else(|_| Err(broken("the broker fell silent")))
+    }
+
+    /// Deletes the consumer now instead of letting the broker forget it.
+    pub(super) async fn delete(self) {
+        // It is forgotten anyway.
+        drop(self.api.call::<IgnoredAny>(&self.delete_request, &()).await);
+    }
+
+    async fn ask(&mut self) -> Result<(), Broken> {
+        while self.order.num_outstanding + BATCH <= MAX_OUTSTANDING {
+            let client = self.api.connection().client();
+            let asked = client.publish_with_reply(
+                self.next_request.clone(),
+                self.inbox.clone(),
+                self.request_body.clone(),
+            );
+            asked.await.map_err(broken)?;
+            self.order.num_outstanding += BATCH;
+        }
+        Ok(())
+    }
+}
+
+/// What a consumer has yielded and still owes.
+#[derive(Debug)]
+struct Order {
+    /// What a reply subject of this consumer contains before its numbers.
+    marker: String,
+    last_consumer_sequence: u64,
+    num_outstanding: u64,
+    subjects: Subjects,
+}
+
+impl Order {
+    fn new(stream: &str, consumer: &str) -> Self {
+        Self {
+            marker: format!(".{stream}.{consumer}."),
+            last_consumer_sequence: 0,
+            num_outstanding: 0,
+            subjects: Subjects::default(),
+        }
+    }
+
+    fn poll_take(
+        &mut self,
+        subscriber: &mut Subscriber,
+        context: &mut Context<'_>,
+        max_messages: usize,
+        into: &mut Vec<Pulled>,
+    ) -> Poll<Result<(), Broken>> {
+        let mut is_alive = false;
+        while into.len() < max_messages {
+            match subscriber.poll_next_unpin(context) {
+                Poll::Ready(Some(message)) => match self.accept(message) {
+                    Ok(Some(pulled)) => into.push(pulled),
+                    Ok(None) => is_alive = true,
+                    Err(error) => return Poll::Ready(Err(error)),
+                },
+                Poll::Ready(None) => return Poll::Ready(Err(broken("the subscription ended"))),
+                Poll::Pending if into.is_empty() && !is_alive => return Poll::Pending,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn accept(&mut self, message: Message) -> Result<Option<Pulled>, Broken> {
+        if let Some(status) = message.status {
+            let text = message.description.unwrap_or_default();
+            let headers = message.headers.unwrap_or_default();
+            self.on_status(status.as_u16(), &text, &headers)?;
+            return Ok(None);
+        }
+        let place = message
+            .reply
+            .as_deref()
+            .and_then(|reply| read_place(reply, &self.marker));
+        let Some((meta, consumer_sequence)) = place else {
+            return Err(broken("a message came without its place in the stream"));
+        };
+        let expected = self.last_consumer_sequence + 1;
+        if consumer_sequence != expected {
+            return Err(Broken(format!(
+                "message {expected} of the consumer was expected and {consumer_sequence} came"
+            )));
+        }
+        self.last_consumer_sequence = consumer_sequence;
+        self.num_outstanding = self.num_outstanding.saturating_sub(1);
+        Ok(Some(Pulled {
+            meta,
+            subject: self.subjects.interned(&message.subject),
+            headers: message.headers,
+            payload: message.payload,
+        }))
+    }
+
+    fn on_status(&mut self, status: u16, text: &str, headers: &HeaderMap) -> Result<(), Broken> {
+        let number = |name: &str| {
+            headers
+                .get(name)
+                .and_then(|value| value.as_str().parse().ok())
+        };
+        match status {
+            // Behind the messages it counts: whatever it counts beyond ours was dropped on the way.
+            100 => match number("Nats-Last-Consumer") {
+                Some(sent) if sent > self.last_consumer_sequence => Err(Broken(format!(
+                    "the broker sent {sent} messages of the consumer and {} came",
+                    self.last_consumer_sequence
+                ))),
+                _ => Ok(()),
+            },
+            404 | 408 => {
+                let unused: u64 = number("Nats-Pending-Messages").unwrap_or(BATCH);
+                self.num_outstanding = self.num_outstanding.saturating_sub(unused);
+                Ok(())
+            }
+            503 => Err(broken("the consumer is gone")),
+            _ => Err(Broken(format!("{text} ({status})"))),
+        }
+    }
+}
+
+/// Reads `…<marker><deliveries>.<stream sequence>.<consumer sequence>.<nanoseconds>.<pending>[.…]`.
+///
+/// Before the marker stand a domain and an account or nothing, depending on the server.
+fn read_place(reply: &str, marker: &str) -> Option<(Meta, u64)> {
+    let at = reply.find(marker)? + marker.len();
+    let mut numbers = reply
+        .get(at..)?
+        .split('.')
+        .map(|number| number.parse::<u64>().ok());
+    let mut next = || numbers.next().flatten();
+    let _deliveries = next()?;
+    let sequence = next()?;
+    let consumer_sequence = next()?;
+    let meta = Meta {
+        sequence,
+        timestamp: Timestamp::from_nanos(next()?),
+        num_pending: next()?,
+    };
+    Some((meta, consumer_sequence))
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "what it is mapped over is handed over"
+)]
+fn broken(why: impl ToString) -> Broken {
+    Broken(why.to_string())
+}
+
+/// Each subject once, however many messages come on it.
+#[derive(Debug, Default)]
+struct Subjects {
+    last: Option<Arc<str>>,
+    known: HashSet<Arc<str>>,
+}
+
+impl Subjects {
+    /// Publishers may use any number of subjects.
+    const MAX_KNOWN: usize = 4096;
+
+    fn interned(&mut self, subject: &str) -> Arc<str> {
+        if let Some(last) = &self.last
+            && **last == *subject
+        {
+            return Arc::clone(last);
+        }
+        let interned = self
+            .known
+            .get(subject)
+            .map_or_else(|| Arc::from(subject), Arc::clone);
+        if self.known.len() >= Self::MAX_KNOWN {
+            self.known.clear();
+        }
+        self.known.insert(Arc::clone(&interned));
+        self.last = Some(Arc::clone(&interned));
+        interned
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_read_from_every_form_of_reply() {
+        let expected = Some((
+            Meta {
+                sequence: 22,
+                timestamp: Timestamp::from_nanos(1_700_000_000_000_000_001),
+                num_pending: 4,
+            },
+            33,
+        ));
+        for reply in [
+            "$JS.ACK.TOCSIN_IN.c1.1.22.33.1700000000000000001.4",
+            "$JS.ACK._.hash.TOCSIN_IN.c1.1.22.33.1700000000000000001.4.token",
+        ] {
+            assert_eq!(read_place(reply, ".TOCSIN_IN.c1."), expected, "{reply}");
+        }
+        for reply in [
+            "",
+            "$JS.ACK.TOCSIN_IN.c2.1.22.33.17.4",
+            "$JS.ACK.TOCSIN_IN.c1.1.22",
+        ] {
+            assert_eq!(read_place(reply, ".TOCSIN_IN.c1."), None, "{reply}");
+        }
+    }
+
+    #[test]
+    fn every_subject_is_kept_once() {
+        let mut subjects = Subjects::default();
+        let first = subjects.interned("a.1");
+        subjects.interned("a.2");
+        assert!(Arc::ptr_eq(&first, &subjects.interned("a.1")));
+        for number in 0..3 * Subjects::MAX_KNOWN {
+            subjects.interned(&number.to_string());
+        }
+        assert!(subjects.known.len() <= Subjects::MAX_KNOWN);
+    }
+}

@@ -1,0 +1,470 @@
+//! The input: the stream's messages in order, verified against where we are.
+//!
+//! At the start, and whenever the consumer breaks or the connection was lost, the stream is looked at before
+//! anything more is yielded, and [`resume`] decides:
+//!
+//! | history | what follows |
+//! |---|---|
+//! | stands | a consumer from the sequence after ours |
+//! | stands, but some of it is gone | the same, and what is gone is counted to the message |
+//! | was rewritten, or is another stream's | a new generation: an empty batch, then all since its base in time |
+//!
+//! A consumer whose start lies beyond the stream's end raises no error and silently skips what is published
+//! until it gets there: so the stream is looked at again *after* the consumer was made, and only when both
+//! looks agree is it read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tracing::{debug, error, info, warn};
+
+use super::api::{Api, ApiError, StreamInfo, code};
+use super::monitor::Monitor;
+use super::pull::{From, Pull, Pulled};
+use super::streams::{Wanted, ensure};
+use crate::bus::connection::{State, jitter};
+use crate::bus::{BusError, Input, InputStats, RawBatch, RawMessage, Start};
+use crate::core::ids::placement_hash;
+use crate::core::position::{
+    Cursor, Origin, Position, Resume, StreamView, position_to_verify, resume,
+};
+use crate::core::time::Timestamp;
+
+/// Everything that a reader needs to begin, again and again.
+pub(super) struct Reader {
+    api: Api,
+    wanted: Wanted,
+    monitor: Arc<Monitor>,
+    state: watch::Receiver<State>,
+    begin: Position,
+    /// The last watermark that was yielded.
+    last: Position,
+    /// The highest position that any partition held at the start: verified until it was read again.
+    highest: Option<Position>,
+    /// Up to where every message was yielded or counted as missing; `None` until the first is seen.
+    accounted: Option<u64>,
+    source: Option<Source>,
+    /// A generation that begins is said by an empty batch.
+    is_new_generation: bool,
+    stats: InputStats,
+    num_pending: u64,
+    fill_said: Fill,
+}
+
+struct Source {
+    pull: Pull,
+    epoch: u64,
+}
+
+/// How much of the room is unread, as it was last said.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Fill {
+    Low,
+    Half,
+    High,
+}
+
+/// What a look at the stream found.
+struct Look {
+    info: StreamInfo,
+    view: StreamView,
+}
+
+impl Reader {
+    /// Opens the input after the positions of all partitions.
+    pub(super) async fn open(
+        api: Api,
+        wanted: Wanted,
+        monitor: Arc<Monitor>,
+        positions: &[Option<Position>],
+        start: Start,
+    ) -> Result<Self, BusError> {
+        let state = api.connection().state();
+        let highest = position_to_verify(positions);
+        let mut said = None;
+        let (base, missing, rewrites, accounted) = loop {
+            api.connection().connected().await;
+            let begun = begin(&api, &wanted, positions, start).await;
+            match begun {
+                Ok(begun) => break begun,
+                Err(BusError::Configuration(why)) => return Err(BusError::Configuration(why)),
+                Err(BusError::Unavailable(why)) => {
+                    say_waiting(&mut said, why);
+                    sleep(Duration::from_secs(1).mul_f64(jitter(0.5, 1.5))).await;
+                }
+            }
+        };
+        let is_same_history =
+            highest.is_some_and(|highest| highest.cursor.generation == base.cursor.generation);
+        Ok(Self {
+            api,
+            wanted,
+            monitor,
+            state,
+            begin: base,
+            last: base,
+            highest: highest.filter(|_| is_same_history),
+            accounted,
+            source: None,
+            is_new_generation: false,
+            stats: InputStats {
+                missing,
+                rewrites,
+                ..InputStats::default()
+            },
+            num_pending: 0,
+            fill_said: Fill::Low,
+        })
+    }
+
+    async fn read(&mut self, max_messages: usize) -> RawBatch {
+        let mut pulled = Vec::new();
+        loop {
+            if std::mem::take(&mut self.is_new_generation) {
+                return self.batch(Vec::new());
+            }
+            let Some(source) = &mut self.source else {
+                self.recover().await;
+                continue;
+            };
+            let epoch = source.epoch;
+            let taken = tokio::select! {
+                biased;
+                taken = source.pull.take(max_messages.max(1), &mut pulled) => {
+                    taken.map_err(|broken| broken.to_string())
+                }
+                () = is_lost(&mut self.state, epoch) => Err("the connection was lost".to_owned()),
+            };
+            if let Err(why) = taken {
+                debug!(
+                    error = why,
+                    "reading the input begins anew at its own position"
+                );
+                self.source = None;
+                self.stats.restarts += 1;
+            }
+            if !pulled.is_empty() {
+                return self.batch(pulled);
+            }
+        }
+    }
+
+    fn batch(&mut self, pulled: Vec<Pulled>) -> RawBatch {
+        if let Some(last) = pulled.last() {
+            self.num_pending = last.meta.num_pending;
+            self.last.cursor.sequence = last.meta.sequence;
+            self.last.timestamp = last.meta.timestamp;
+            self.last.fingerprint = Some(placement_hash(&last.payload));
+            self.highest = self
+                .highest
+                .filter(|highest| highest.cursor > self.last.cursor);
+        }
+        let mut missing = 0;
+        let messages = pulled
+            .into_iter()
+            .map(|message| {
+                let sequence = message.meta.sequence;
+                // Deleted, or dropped by a limit while we were reading.
+                if let Some(accounted) = self.accounted {
+                    missing += sequence.saturating_sub(accounted + 1);
+                }
+                self.accounted = Some(sequence);
+                RawMessage {
+                    sequence,
+                    timestamp: message.meta.timestamp,
+                    subject: message.subject,
+                    payload: message.payload,
+                    reply_to: None,
+                }
+            })
+            .collect();
+        self.count_missing(missing);
+        self.monitor.read_up_to(&self.last);
+        RawBatch {
+            origin: self.last.origin,
+            generation: self.last.cursor.generation,
+            messages,
+            watermark: self.last,
+        }
+    }
+
+    fn count_missing(&mut self, missing: u64) {
+        if missing > 0 {
+            self.stats.missing += missing;
+            say_missing(missing);
+        }
+    }
+
+    /// Waits until there is a consumer at our own position again.
+    async fn recover(&mut self) {
+        let mut said = None;
+        loop {
+            let epoch = self.api.connection().connected().await;
+            let why = match self.begin_anew(epoch).await {
+                Ok(()) => {
+                    if said.is_some() {
+                        info!("the input is read again");
+                    }
+                    return;
+                }
+                Err(BusError::Configuration(why) | BusError::Unavailable(why)) => why,
+            };
+            say_waiting(&mut said, why);
+            sleep(Duration::from_millis(500).mul_f64(jitter(0.2, 1.0))).await;
+        }
+    }
+
+    /// Nothing of `self` moves before the last await: a dropped future leaves no half-made step.
+    async fn begin_anew(&mut self, epoch: u64) -> Result<(), BusError> {
+        let positions = [Some(self.last), self.highest];
+        let verify = self.highest.unwrap_or(self.last);
+        let before = look(&self.api, &self.wanted, Some(verify)).await?;
+        let decided = resume(&positions, &before.view);
+        let (base, missing) = match decided {
+            Resume::Continue { missing, .. } => (self.last, self.missing_of(missing, &before.view)),
+            Resume::Rewritten {
+                generation,
+                from,
+                why,
+            } => {
+                // It may be another stream: it must be one that can be relied on.
+                ensure(&self.api, &self.wanted).await?;
+                say_rewritten(&self.last, &before.view, why.as_str(), from);
+                self.last = generation_base(before.view.created, generation, from);
+                self.highest = None;
+                self.accounted = None;
+                self.is_new_generation = true;
+                self.stats.rewrites += 1;
+                return Ok(());
+            }
+            Resume::Fresh => (self.last, 0),
+        };
+        let pull = Pull::create(&self.api, &self.wanted.config.name, start_of(&base), false).await;
+        let pull = pull.map_err(|error| unavailable(&error))?;
+        let after = look(&self.api, &self.wanted, Some(verify)).await?;
+        if !matches!(resume(&positions, &after.view), Resume::Continue { .. }) {
+            // Rewritten between the two looks: the consumer's start may lie beyond the end.
+            return Err(BusError::Unavailable(
+                "the stream changed meanwhile".to_owned(),
+            ));
+        }
+        self.count_missing(missing);
+        if missing > 0 {
+            self.accounted = before.view.first_sequence.checked_sub(1);
+        }
+        self.source = Some(Source { pull, epoch });
+        Ok(())
+    }
+
+    /// How many of the missing were not counted yet.
+    fn missing_of(&self, missing: u64, view: &StreamView) -> u64 {
+        self.accounted.map_or(0, |accounted| {
+            missing.min(view.first_sequence.saturating_sub(accounted + 1))
+        })
+    }
+
+    fn say_fill(&mut self, fill: f64) {
+        let now = match fill {
+            fill if fill >= 0.8 => Fill::High,
+            fill if fill >= 0.5 => Fill::Half,
+            _ => Fill::Low,
+        };
+        if now > self.fill_said {
+            let percent = fill * 100.0;
+            let stream = &self.wanted.config.name;
+            if now == Fill::High {
+                error!(
+                    stream,
+                    "unread messages take {percent:.0} % of what the stream may hold; at 100 % the broker drops them: raise its limits, or find what slows the daemon"
+                );
+            } else {
+                warn!(
+                    stream,
+                    "unread messages take {percent:.0} % of what the stream may hold"
+                );
+            }
+        }
+        self.fill_said = now;
+    }
+}
+
+impl Input for Reader {
+    fn begin(&self) -> Position {
+        self.begin
+    }
+
+    fn next(&mut self, max_messages: usize) -> BoxFuture<'_, RawBatch> {
+        self.read(max_messages).boxed()
+    }
+
+    fn take_stats(&mut self) -> InputStats {
+        let load = self.monitor.load(&self.last);
+        let fill = load.map_or(0.0, |load| load.fill);
+        self.say_fill(fill);
+        let lag = load.map_or(self.num_pending, |load| load.lag);
+        InputStats {
+            lag,
+            fill,
+            ..std::mem::take(&mut self.stats)
+        }
+    }
+}
+
+/// Decides where reading begins: base, messages missing before it, rewrites seen, accounted up to.
+async fn begin(
+    api: &Api,
+    wanted: &Wanted,
+    positions: &[Option<Position>],
+    start: Start,
+) -> Result<(Position, u64, u64, Option<u64>), BusError> {
+    let highest = position_to_verify(positions);
+    let look = look(api, wanted, highest).await?;
+    let view = &look.view;
+    match resume(positions, view) {
+        Resume::Fresh => {
+            let base = fresh_base(api, &look, start).await?;
+            let accounted = (base.cursor.sequence > 0).then_some(base.cursor.sequence);
+            Ok((base, 0, 0, accounted))
+        }
+        Resume::Continue { after, missing } => {
+            if missing > 0 {
+                say_missing(missing);
+            }
+            let is_numbered = after.cursor.sequence > 0;
+            let accounted = is_numbered.then_some(after.cursor.sequence + missing);
+            Ok((after, missing, 0, accounted))
+        }
+        Resume::Rewritten {
+            generation,
+            from,
+            why,
+        } => {
+            if let Some(highest) = highest {
+                say_rewritten(&highest, view, why.as_str(), from);
+            }
+            Ok((generation_base(view.created, generation, from), 0, 1, None))
+        }
+    }
+}
+
+async fn fresh_base(api: &Api, look: &Look, start: Start) -> Result<Position, BusError> {
+    let view = &look.view;
+    let from = match start {
+        Start::First => Timestamp::EPOCH,
+        Start::At(instant) => instant,
+        Start::New => {
+            let name = &look.info.config.name;
+            let last = look.info.state.last_seq;
+            let message = api.message(name, last.max(1)).await;
+            let message = message.map_err(|error| unavailable(&error))?;
+            return Ok(Position {
+                origin: Origin::Stream {
+                    created: view.created,
+                },
+                cursor: Cursor {
+                    generation: 0,
+                    sequence: last,
+                },
+                timestamp: message
+                    .as_ref()
+                    .map_or(look.info.state.last_ts, |message| message.timestamp),
+                fingerprint: message
+                    .filter(|_| last > 0)
+                    .map(|message| message.fingerprint()),
+            });
+        }
+    };
+    Ok(generation_base(view.created, 0, from))
+}
+
+/// Looks at the stream, which is created when it is missing, and at the message at a position.
+async fn look(api: &Api, wanted: &Wanted, at: Option<Position>) -> Result<Look, BusError> {
+    let name = &wanted.config.name;
+    let info = match api.stream(name).await {
+        Ok(info) => info,
+        Err(ApiError::Refused {
+            code: code::STREAM_NOT_FOUND,
+            ..
+        }) => {
+            // What is published while there is none is lost.
+            error!(stream = name, "the input stream is gone, making it anew");
+            ensure(api, wanted).await?
+        }
+        Err(error) => return Err(unavailable(&error)),
+    };
+    let mut at_position = None;
+    if let Some(position) = at
+        && position.cursor.sequence > 0
+    {
+        let found = api.message(name, position.cursor.sequence).await;
+        at_position = found
+            .map_err(|error| unavailable(&error))?
+            .map(|message| (message.timestamp, message.fingerprint()));
+    }
+    let view = StreamView {
+        created: info.created,
+        first_sequence: info.state.first_seq.max(1),
+        last_sequence: info.state.last_seq,
+        at_position,
+    };
+    Ok(Look { info, view })
+}
+
+fn generation_base(created: Timestamp, generation: u32, from: Timestamp) -> Position {
+    Position {
+        origin: Origin::Stream { created },
+        cursor: Cursor {
+            generation,
+            sequence: 0,
+        },
+        timestamp: from,
+        fingerprint: None,
+    }
+}
+
+/// A position at sequence 0 says where in time reading begins.
+const fn start_of(position: &Position) -> From {
+    match position.cursor.sequence {
+        0 => From::Time(position.timestamp),
+        sequence => From::Sequence(sequence + 1),
+    }
+}
+
+/// Resolves when the connection is no longer the one of that number.
+async fn is_lost(state: &mut watch::Receiver<State>, epoch: u64) {
+    let is_other = |state: &State| *state != State::Connected { epoch };
+    // The sender lives as long as the connection that we hold.
+    drop(state.wait_for(is_other).await);
+}
+
+fn unavailable(error: &ApiError) -> BusError {
+    BusError::Unavailable(error.to_string())
+}
+
+fn say_waiting(said: &mut Option<String>, why: String) {
+    if said.as_ref() != Some(&why) {
+        warn!(error = %why, "the input cannot be read, trying for ever");
+        *said = Some(why);
+    }
+}
+
+fn say_missing(missing: u64) {
+    error!(
+        missing,
+        "the stream no longer holds messages that were not read yet: raise its limits, and publish their changes again"
+    );
+}
+
+fn say_rewritten(position: &Position, view: &StreamView, why: &str, from: Timestamp) {
+    error!(
+        read_up_to = position.cursor.sequence,
+        first = view.first_sequence,
+        last = view.last_sequence,
+        %from,
+        "the input's history was rewritten: {why}; everything since that instant is read again, which does no harm; changes that only the lost history held must be published again"
+    );
+}

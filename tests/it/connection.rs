@@ -1,0 +1,1 @@
+//! Connecting: secrets, TLS, waiting, and what only the operator can change.

@@ -1,0 +1,17 @@
+//! What several subjects share.
+
+pub(crate) mod nats;
+
+use std::time::Duration;
+
+/// Waits until something is seen; fails with what was waited for when the time is over.
+pub(crate) async fn eventually(what: &str, is_seen: impl AsyncFn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while !is_seen().await {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "not within 30 s: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
