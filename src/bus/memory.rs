@@ -516,3 +516,125 @@ fn batch(watermark: Position, messages: Vec<RawMessage>) -> RawBatch {
         watermark,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bus::wire::DIGEST;
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_seconds(1_000_000 + seconds)
+    }
+
+    fn filled(num_messages: u64) -> MemoryBus {
+        let bus = MemoryBus::new();
+        for number in 1..=num_messages {
+            bus.publish_at(at(number), "in", number.to_string());
+        }
+        bus
+    }
+
+    fn message(id: &str) -> Outbound {
+        Outbound {
+            subject: DIGEST,
+            id: id.to_owned(),
+            headers: Vec::new(),
+            payload: Bytes::from_static(b"{}"),
+        }
+    }
+
+    async fn open(bus: &MemoryBus, position: Option<Position>, start: Start) -> Box<dyn Input> {
+        let opened = bus.open_input(vec![position, None], start).await;
+        opened.expect("it always opens")
+    }
+
+    async fn read(input: &mut dyn Input) -> Vec<u64> {
+        let batch = input.next(100).await;
+        batch.messages.iter().map(|it| it.sequence).collect()
+    }
+
+    #[tokio::test]
+    async fn reading_begins_where_it_is_told() {
+        let bus = filled(5);
+        for (start, expected) in [
+            (Start::First, vec![1, 2, 3, 4, 5]),
+            (Start::At(at(4)), vec![4, 5]),
+        ] {
+            let mut input = open(&bus, None, start).await;
+            assert_eq!(read(input.as_mut()).await, expected);
+        }
+        let mut input = open(&bus, None, Start::New).await;
+        assert!(input.next(1).now_or_never().is_none());
+        bus.publish("in", "6");
+        assert_eq!(read(input.as_mut()).await, [6]);
+    }
+
+    #[tokio::test]
+    async fn what_is_purged_is_counted_once() {
+        let bus = filled(5);
+        let mut input = open(&bus, None, Start::First).await;
+        assert_eq!(input.next(2).await.watermark.cursor.sequence, 2);
+        bus.purge(4);
+        assert_eq!(read(input.as_mut()).await, [5]);
+        bus.purge(5);
+        bus.publish("in", "6");
+        assert_eq!(read(input.as_mut()).await, [6]);
+        assert_eq!(input.take_stats().missing, 2);
+    }
+
+    #[tokio::test]
+    async fn a_rewritten_history_begins_a_new_generation() {
+        for rewrite in [
+            (|bus: &MemoryBus| bus.truncate(3)) as fn(&MemoryBus),
+            |bus| {
+                bus.truncate(4);
+                bus.publish_at(at(5), "in", "another");
+            },
+            MemoryBus::recreate,
+        ] {
+            let bus = filled(5);
+            let mut input = open(&bus, None, Start::First).await;
+            let position = input.next(100).await.watermark;
+            rewrite(&bus);
+            // Seen by the reader, and by one that comes later.
+            let batch = input.next(100).await;
+            assert_eq!((batch.generation, batch.messages.len()), (1, 0));
+            assert_eq!(input.take_stats().rewrites, 1);
+            let mut later = open(&bus, Some(position), Start::First).await;
+            assert_eq!(later.begin(), batch.watermark);
+            bus.publish_at(at(6), "in", "6");
+            assert_eq!(read(input.as_mut()).await, read(later.as_mut()).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn faults_are_those_of_a_broker() {
+        let bus = MemoryBus::new();
+        let output = bus.output();
+        bus.set_faults(Faults {
+            refuses: true,
+            ..Faults::default()
+        });
+        let refused = output.publish(message("1")).await;
+        assert!(matches!(refused, Err(PublishError::Refused(_))));
+        bus.set_faults(Faults {
+            is_away: true,
+            ..Faults::default()
+        });
+        let away = output.publish(message("1")).await;
+        assert!(matches!(away, Err(PublishError::Unconfirmed(_))));
+        assert!(bus.output_messages().is_empty());
+        bus.set_faults(Faults {
+            loses_confirmations: true,
+            ..Faults::default()
+        });
+        let lost = output.publish(message("1")).await;
+        assert!(matches!(lost, Err(PublishError::Unconfirmed(_))));
+        bus.set_faults(Faults::default());
+        let again = output.publish(message("1")).await.expect("confirmed");
+        assert!(again.is_duplicate);
+        bus.forget_ids();
+        let anew = output.publish(message("1")).await.expect("confirmed");
+        assert_eq!((anew.is_duplicate, anew.sequence), (false, Some(2)));
+    }
+}

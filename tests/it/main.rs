@@ -6,6 +6,8 @@
     reason = "a test fails by panicking, helpers of tests too"
 )]
 
+mod bus_contract;
+mod bus_core;
 mod bus_jetstream;
 mod connection;
 mod server;

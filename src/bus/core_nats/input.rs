@@ -182,6 +182,10 @@ struct Pump {
     num_taken: u64,
     /// Messages that the client is known to have dropped.
     num_lost: u64,
+    /// Messages that the queue had no room for.
+    num_refused: u64,
+    /// Dropped messages that the log knows of.
+    num_said: u64,
     /// What the client had received at the last look.
     num_received: u64,
     epoch: u64,
@@ -225,6 +229,8 @@ impl Pump {
             held: Vec::new(),
             num_taken: 0,
             num_lost: 0,
+            num_refused: 0,
+            num_said: 0,
             num_received: 0,
             epoch: connection.connected().await,
             connection,
@@ -304,6 +310,7 @@ impl Pump {
                     || waiting.num_bytes + size > self.max_waiting_bytes;
                 if is_full {
                     waiting.dropped += 1;
+                    self.num_refused += 1;
                     continue;
                 }
                 waiting.last_sequence += 1;
@@ -326,9 +333,10 @@ impl Pump {
             let is_settled = num_received == self.num_received;
             let handled = num_received.saturating_sub(u64::from(!is_settled));
             let num_lost = handled.saturating_sub(self.num_taken);
-            self.lost(num_lost.saturating_sub(self.num_lost));
+            self.queue.lock().dropped += num_lost.saturating_sub(self.num_lost);
             self.num_lost = num_lost.max(self.num_lost);
         }
+        self.say_dropped();
         self.num_received = num_received;
         self.see_connection();
         while let Ok(violation) = self.violations.try_recv() {
@@ -351,9 +359,15 @@ impl Pump {
         statistics.in_messages.load(Ordering::Acquire)
     }
 
-    fn lost(&self, num_lost: u64) {
-        if num_lost > 0 {
-            self.queue.lock().dropped += num_lost;
+    /// Says what was dropped since the last look, by the client or by the queue.
+    fn say_dropped(&mut self) {
+        let num_dropped = self.num_refused + self.num_lost - self.num_said;
+        if num_dropped > 0 {
+            self.num_said += num_dropped;
+            error!(
+                num_dropped,
+                "messages were dropped: more arrived than could be kept; make the store faster or the publishers slower"
+            );
         }
     }
 

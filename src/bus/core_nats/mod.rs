@@ -28,9 +28,6 @@ use super::{Bus, BusError, Claim, Input, Mode, Output, Start, wall_clock};
 use crate::core::ids::StoreId;
 use crate::core::position::{Cursor, Origin, Position};
 
-/// What the client buffers of each subscription: only ever used when the process is starved.
-const SUBSCRIPTION_CAPACITY: usize = (1 << 20) + (1 << 16);
-
 /// What is read, and what is bounded.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -43,6 +40,8 @@ pub struct Settings {
     /// Whether a store that was filled from a stream may be opened: its stream would be applied a second time
     /// later.
     pub allow_stream_positions: bool,
+    /// How many messages the client buffers of each subscription: many only when the process is starved.
+    pub max_buffered: usize,
     /// How many received messages wait here; what exceeds it is dropped, counted and said.
     pub max_waiting: usize,
     /// How many bytes of them.
@@ -62,6 +61,7 @@ impl Settings {
             barrier: barrier.to_vec(),
             owner,
             allow_stream_positions: false,
+            max_buffered: (1 << 20) + (1 << 16),
             max_waiting: 1 << 20,
             max_waiting_bytes: 512 << 20,
             confirm_within: Duration::from_secs(5),
@@ -145,7 +145,7 @@ impl Bus for CoreNats {
         let begin = self.begin(&positions);
         let opening = async move {
             let begin = begin?;
-            let connection = connector.connect("input", SUBSCRIPTION_CAPACITY).await?;
+            let connection = connector.connect("input", settings.max_buffered).await?;
             let input = CoreInput::open(connection, &settings, begin).await?;
             let input: Box<dyn Input> = Box::new(input);
             Ok(input)
