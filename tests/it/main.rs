@@ -8,6 +8,8 @@
 
 mod bad_input;
 mod burst;
+mod bus_contract;
+mod bus_core;
 mod bus_jetstream;
 mod connection;
 mod crash;
