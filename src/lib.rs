@@ -7,10 +7,14 @@
 //! | [`domains`] | the state machines, pure |
 //! | [`store`] | what is durable |
 //! | [`bus`] | NATS |
+//! | [`cli`] | one file a subcommand, exit statuses |
+//! | [`telemetry`] | logging |
 //! | [`config`] | every setting, its bounds and its origin |
 
 pub mod bus;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod domains;
 pub mod store;
+pub mod telemetry;

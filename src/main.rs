@@ -1,3 +1,7 @@
-//! The `tocsin` program.
+//! The `tocsin` program: everything is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tocsin::cli::run()
+}

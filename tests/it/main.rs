@@ -5,4 +5,5 @@
     reason = "helpers of tests fail as tests do"
 )]
 
+mod cli;
 mod config;

@@ -1,0 +1,205 @@
+//! The command line: one file a subcommand, one enum of exit statuses, one line an error.
+//!
+//! | status | [`Exit`] |
+//! |---|---|
+//! | 0 | well |
+//! | 1 | the check failed |
+//! | 2 | usage, configuration, or a store that cannot be used |
+//! | 3 | unreachable |
+//! | 70 | a defect |
+//! | 74 | a write or fsync failed |
+//!
+//! What a command prints for reading goes to standard output through [`print`]; standard error gets
+//! logs, and at most one line of ours. Nothing here decides anything: commands call the library.
+
+pub mod arguments;
+pub mod change;
+pub mod config;
+pub mod digest;
+pub mod nats_server;
+pub mod serve;
+pub mod up;
+
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+use std::panic::{self, PanicHookInfo};
+use std::process::{self, ExitCode};
+use std::thread;
+
+use clap::error::ErrorKind as UsageKind;
+use clap::{Parser, Subcommand};
+
+use crate::config::ConfigError;
+
+/// Stands below every help text.
+pub const EXIT_STATUSES: &str = "\
+Exit status:
+  0   well
+  1   the check failed
+  2   usage, configuration, or a store that cannot be used
+  3   the broker cannot be reached
+  70  a defect of tocsin
+  74  a write or fsync failed";
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Well.
+    Well = 0,
+    /// The check failed.
+    CheckFailed = 1,
+    /// Usage, configuration, or a store that cannot be used.
+    Unusable = 2,
+    /// The broker cannot be reached.
+    Unreachable = 3,
+    /// A defect.
+    Defect = 70,
+    /// A write or fsync failed.
+    WriteFailed = 74,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command ended otherwise than well: one line for standard error.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Failure {
+    /// The status to end with.
+    pub exit: Exit,
+    /// What failed, on what, what to do.
+    pub line: String,
+}
+
+impl Failure {
+    /// A failure with the line that its error prints.
+    pub fn new(exit: Exit, error: &dyn Display) -> Self {
+        let line = error.to_string();
+        Self { exit, line }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Unusable, &error)
+    }
+}
+
+/// Turns the noisy status of many machines, URLs and jobs into few, ordered, never-lost alarm digests.
+#[derive(Debug, Parser)]
+#[command(name = "tocsin", version, about, after_help = EXIT_STATUSES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows or checks the effective configuration.
+    Config(config::Args),
+}
+
+/// Runs the program.
+#[must_use]
+pub fn run() -> ExitCode {
+    panic::set_hook(Box::new(on_panic));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return on_usage(&error).into(),
+    };
+    let outcome = match cli.command {
+        Command::Config(args) => config::run(args),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            complain(&failure.line);
+            failure.exit.into()
+        }
+    }
+}
+
+/// Writes to standard output. A reader that went away, as `head` does, is no failure.
+///
+/// # Errors
+/// When standard output cannot be written, for example on a full disk.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let line = format!("failed to write to standard output: {error}");
+            Err(Failure::new(Exit::WriteFailed, &line))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Writes one line to standard error; that it may be closed must not matter.
+fn complain(line: &str) {
+    let line = one_line(line);
+    drop(writeln!(io::stderr(), "tocsin: {line}"));
+}
+
+/// A text without what would break the line.
+fn one_line(text: &str) -> String {
+    let words: Vec<_> = text.split(char::is_control).map(str::trim).collect();
+    words.join(" ").trim().to_owned()
+}
+
+/// Prints help where help was asked for, else the first paragraph of what is wrong.
+fn on_usage(error: &clap::Error) -> Exit {
+    if !error.use_stderr() || error.kind() == UsageKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        drop(error.print());
+        return if error.use_stderr() {
+            Exit::Unusable
+        } else {
+            Exit::Well
+        };
+    }
+    let report = error.to_string();
+    let report = report.strip_prefix("error: ").unwrap_or(&report);
+    let problem = report.split("\n\nUsage:").next().unwrap_or(report);
+    let problem = problem.split("\n\nFor more").next().unwrap_or(problem);
+    let lines: Vec<_> = problem
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    complain(&format!("{}; see --help", lines.join(" ")));
+    Exit::Unusable
+}
+
+/// One line for every panic. That of the main thread is the end; that of a worker unwinds to its router.
+fn on_panic(info: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    let what = info.payload_as_str().unwrap_or("panicked");
+    let place = info
+        .location()
+        .map(|place| format!(" at {place}"))
+        .unwrap_or_default();
+    complain(&format!("defect in thread {name}{place}: {what}"));
+    if name == "main" {
+        process::exit(i32::from(Exit::Defect as u8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn control_characters_do_not_break_the_line() {
+        assert_eq!(one_line("failed to read \n a\tb\r\n"), "failed to read a b");
+    }
+}
