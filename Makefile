@@ -1,0 +1,39 @@
+# make up     everything on this machine: the daemon, its store and a broker of its own
+# make test   every test, against a real nats-server
+# make lint   formatting, lints, documentation, and what the dependencies may be
+# make audit  known vulnerabilities of the dependencies (needs the network)
+# make doc    the documentation of the code
+# make bench  the benchmarks
+
+CARGO ?= cargo
+# Where .ci/tools puts what is no crate; `cargo deny` is found in its bin.
+TOOLS := $(CURDIR)/target/tools
+
+.PHONY: up test lint audit doc bench tools
+
+up: tools
+	$(CARGO) build --release
+	PATH="$(TOOLS):$$PATH" target/release/tocsin up
+
+test: tools
+	PATH="$(TOOLS):$$PATH" $(CARGO) test
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	.ci/tools cargo-deny
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny check bans licenses sources
+
+audit:
+	.ci/tools cargo-deny
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny check advisories
+
+doc:
+	$(CARGO) doc --no-deps
+
+bench:
+	$(CARGO) bench
+
+tools:
+	.ci/tools nats-server
