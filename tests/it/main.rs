@@ -1,22 +1,9 @@
-//! Everything that needs a real broker, disk or process: one binary, one module a subject.
-
+//! The integration tests, in one binary.
 #![expect(
+    clippy::unwrap_used,
     clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking, wherever it stands"
+    reason = "helpers of tests fail as tests do"
 )]
 
-mod bad_input;
-mod burst;
-mod bus_contract;
-mod bus_core;
-mod bus_jetstream;
-mod connection;
-mod crash;
-mod digest;
-mod history;
-mod outage;
-mod server;
-mod store_contract;
-mod store_faults;
-mod support;
+mod cli;
+mod config;
