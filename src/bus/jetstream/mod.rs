@@ -271,8 +271,4 @@ impl Bus for JetStream {
         let windows = self.streams.outputs.iter();
         windows.map(|output| output.duplicate_window).min()
     }
-
-    fn clock_offset(&self) -> Duration {
-        self.monitor.offset()
-    }
 }
