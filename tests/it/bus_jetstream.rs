@@ -487,7 +487,6 @@ async fn what_waits_is_measured() {
         reader.lock().await.take_stats().lag == 90
     })
     .await;
-    assert!(bus.clock_offset() < Duration::from_secs(5));
 }
 
 fn message(subject: &'static str, id: &str) -> Outbound {

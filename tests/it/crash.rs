@@ -17,7 +17,11 @@ async fn a_hundred_kills_lose_and_repeat_nothing() {
         traffic.after(random.below(60)).await;
         daemon.kill();
         // One in three dies while it recovers.
-        daemon = if round % 3 == 0 { setup.start() } else { setup.start_ready() };
+        daemon = if round % 3 == 0 {
+            setup.start()
+        } else {
+            setup.start_ready()
+        };
     }
     traffic.stop().await;
     judge::judge(&client).await;
@@ -39,7 +43,9 @@ async fn kills_of_the_broker_and_of_the_daemon_lose_and_repeat_nothing() {
             daemon.kill();
             daemon = setup.start();
         }
-        nats.restart().await.unwrap_or_else(|error| panic!("{error}"));
+        nats.restart()
+            .await
+            .unwrap_or_else(|error| panic!("{error}"));
     }
     traffic.after(200).await;
     traffic.stop().await;

@@ -122,19 +122,30 @@ pub(crate) struct Traffic {
 impl Traffic {
     /// Four publishers; the seeds give their messages.
     pub(crate) fn start(client: &Client, first_seed: u64) -> Self {
-        let (stop, num) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, num) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
         let publishers = (first_seed..first_seed + 4).map(|seed| {
-            let publishing = publish_traffic(client.clone(), seed, Arc::clone(&stop), Arc::clone(&num));
+            let publishing =
+                publish_traffic(client.clone(), seed, Arc::clone(&stop), Arc::clone(&num));
             tokio::spawn(publishing)
         });
         let publishers = publishers.collect();
-        Self { stop, num, publishers }
+        Self {
+            stop,
+            num,
+            publishers,
+        }
     }
 
     /// Waits until so many more messages were published.
     pub(crate) async fn after(&self, more: u64) {
         let until = self.num.load(Ordering::Relaxed) + more;
-        super::eventually("traffic", async || self.num.load(Ordering::Relaxed) >= until).await;
+        super::eventually("traffic", async || {
+            self.num.load(Ordering::Relaxed) >= until
+        })
+        .await;
     }
 
     /// Waits for the last confirmations.
