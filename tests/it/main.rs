@@ -1,9 +1,26 @@
-//! The integration tests, in one binary.
+//! Everything that needs a real broker, disk or process: one binary, one module a subject.
+
 #![expect(
-    clippy::unwrap_used,
     clippy::panic,
-    reason = "helpers of tests fail as tests do"
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, wherever it stands"
 )]
 
+mod bad_input;
+mod burst;
+mod bus_contract;
+mod bus_core;
+mod bus_jetstream;
 mod cli;
 mod config;
+mod connection;
+mod crash;
+mod digest;
+mod history;
+mod outage;
+mod server;
+mod slow_link;
+mod store_contract;
+mod store_faults;
+mod support;
