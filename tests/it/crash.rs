@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use crate::support::daemon::Setup;
 use crate::support::judge;
 use crate::support::nats::Nats;
-use crate::support::traffic::Random;
+use crate::support::traffic::{Random, change};
 
 /// One random message: mostly changes, out of order and repeated; requests; now and then junk.
 fn random_message(random: &mut Random) -> (String, String) {
@@ -40,8 +40,36 @@ fn random_message(random: &mut Random) -> (String, String) {
     }
 }
 
+/// Many alarms and few requests: digests that a small `max_payload` splits.
+fn random_message_of_large_digests(random: &mut Random) -> (String, String) {
+    let user = random.below(6);
+    if random.below(40) == 0 {
+        let payload = format!("{{\"UserID\":\"user {user}\"}}");
+        return ("SendAlarmDigest".to_owned(), payload);
+    }
+    let (alarm, at) = (random.below(200), random.below(3600));
+    let status = ["WARNING", "CRITICAL"][random.below(2) as usize];
+    let payload = change(
+        &format!("user {user}"),
+        &format!("alarm {alarm}"),
+        status,
+        at,
+    );
+    ("AlarmStatusChanged".to_owned(), payload)
+}
+
 /// Publishes confirmed messages until it is told to stop; a message without confirmation is sent again.
 async fn publish_traffic(client: Client, seed: u64, stop: Arc<AtomicBool>, num: Arc<AtomicU64>) {
+    publish_traffic_of(random_message, client, seed, stop, num).await;
+}
+
+async fn publish_traffic_of(
+    random_message: fn(&mut Random) -> (String, String),
+    client: Client,
+    seed: u64,
+    stop: Arc<AtomicBool>,
+    num: Arc<AtomicU64>,
+) {
     let mut random = Random(seed);
     while !stop.load(Ordering::Relaxed) {
         let burst: Vec<_> = (0..50).map(|_| random_message(&mut random)).collect();
@@ -136,6 +164,57 @@ async fn kills_of_the_broker_and_of_the_daemon_lose_and_repeat_nothing() {
         nats.restart()
             .await
             .unwrap_or_else(|error| panic!("{error}"));
+    }
+    after_messages(&num, 200).await;
+    stop.store(true, Ordering::Relaxed);
+    for publisher in publishers {
+        publisher.await.expect("the publisher ends");
+    }
+    judge::judge(&client).await;
+    drop(daemon);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn split_digests_survive_kills_freezes_and_another_number_of_actors() {
+    let mut nats = Nats::start_with(true, "max_payload: 1KB").await;
+    let mut setup = Setup::new(&nats).set("output.duplicate_window=1s");
+    let client = nats.connect().await.client().clone();
+    let (stop, num) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU64::new(0)),
+    );
+    let mut daemon = setup.start_ready();
+    let publishers: Vec<_> = (20..24)
+        .map(|seed| {
+            tokio::spawn(publish_traffic_of(
+                random_message_of_large_digests,
+                client.clone(),
+                seed,
+                Arc::clone(&stop),
+                Arc::clone(&num),
+            ))
+        })
+        .collect();
+    let mut random = Random(4711);
+    for round in 0..30 {
+        after_messages(&num, 50 + random.below(150)).await;
+        if round % 4 == 1 {
+            daemon.freeze();
+            after_messages(&num, 20 + random.below(100)).await;
+            daemon.thaw();
+            continue;
+        }
+        daemon.kill();
+        setup = setup.actors(1 + random.below(5) as usize);
+        if round % 10 == 3 {
+            nats.kill().await;
+            daemon = setup.start();
+            nats.restart()
+                .await
+                .unwrap_or_else(|error| panic!("{error}"));
+            continue;
+        }
+        daemon = setup.start_ready();
     }
     after_messages(&num, 200).await;
     stop.store(true, Ordering::Relaxed);

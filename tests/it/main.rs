@@ -24,3 +24,4 @@ mod slow_link;
 mod store_contract;
 mod store_faults;
 mod support;
+mod zombie;
