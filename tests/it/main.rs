@@ -19,6 +19,7 @@ mod crash;
 mod digest;
 mod history;
 mod outage;
+mod owed;
 mod server;
 mod slow_link;
 mod store_contract;
