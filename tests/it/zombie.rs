@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use crate::support::daemon::Setup;
 use crate::support::nats::Nats;
@@ -17,6 +19,21 @@ fn stored(store: &Path) -> Vec<(std::path::PathBuf, u64)> {
         .collect();
     files.sort();
     files
+}
+
+/// Waits until a store has not grown for longer than a worker keeps what it need not commit at once: no write
+/// is under way that would end after its process wakes up.
+async fn quiet(store: &Path) {
+    let seen = Mutex::new((stored(store), Instant::now()));
+    eventually("a store at rest", async || {
+        let now = stored(store);
+        let mut seen = seen.lock().expect("nobody panics while holding it");
+        if seen.0 != now {
+            *seen = (now, Instant::now());
+        }
+        seen.1.elapsed() > Duration::from_secs(4)
+    })
+    .await;
 }
 
 async fn ring(client: &async_nats::Client, user: &str, second: u64) {
@@ -35,6 +52,7 @@ async fn a_frozen_daemon_that_wakes_up_without_its_claim_neither_commits_nor_pub
         ring(&client, &format!("user {user}"), 1).await;
     }
     judge::judge(&client).await;
+    quiet(&frozen.store()).await;
     daemon.freeze();
     // These lie in its sockets when it wakes up.
     for user in 0..20 {
