@@ -65,7 +65,7 @@ struct Source {
 /// How reading goes on after it was interrupted.
 enum Recovered {
     Continued {
-        source: Source,
+        source: Box<Source>,
         /// How many messages are gone that were not counted yet.
         missing: u64,
         accounted: Option<u64>,
@@ -248,7 +248,7 @@ impl Reader {
             } => {
                 self.count_missing(missing);
                 self.accounted = accounted;
-                self.source = Some(source);
+                self.source = Some(*source);
             }
             Recovered::Rewritten(base) => {
                 self.last = base;
@@ -339,7 +339,7 @@ impl Anew {
             self.accounted
         };
         Ok(Recovered::Continued {
-            source: Source { pull, epoch },
+            source: Box::new(Source { pull, epoch }),
             missing,
             accounted,
         })
