@@ -286,10 +286,15 @@ impl Daemon {
                 let (owed, _) = self.runtime.owed();
                 warn!(owed, "messages stay owed, they are published after the next start");
             },
+            Some(fault) = self.faults.recv() => return Err(fault.into()),
             Stop = self.supervisor.stopped() => return Ok(()),
         }
         if timeout(STOP_TIMEOUT, self.runtime.stop()).await.is_err() {
             error!("the actors did not stop in time; nothing is lost");
+        }
+        // The last commits may have failed, too.
+        if let Ok(fault) = self.faults.try_recv() {
+            return Err(fault.into());
         }
         match self.mode {
             Mode::Core if !drained => Err(AppError::Undrained { num_messages }),

@@ -248,7 +248,7 @@ impl OwedGauge {
                 total.fetch_sub(before - after, Ordering::Relaxed);
             }
         }
-        if after < before {
+        if after.0 < before.0 || after.1 < before.1 {
             self.changed.notify_waiters();
         }
     }

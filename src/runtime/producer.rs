@@ -12,6 +12,7 @@
 //! A message that may have been sent before the duplicate window ended is looked for in the output stream before it
 //! is sent again; every attempt is made only while the claim is held.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -50,11 +51,19 @@ pub(super) struct Producer<D: Domain> {
     lookups: mpsc::Sender<Lookup>,
     waiting: VecDeque<Publish<D::Outgoing>>,
     /// What waits, is under way or is parked: a restarted worker offers it again.
-    known: HashSet<(PartitionId, OutboxKey)>,
+    known: HashMap<(PartitionId, OutboxKey), Tried>,
     /// Room for messages that are unconfirmed, or confirmed and not heard of by their worker.
     slots: Arc<Semaphore>,
     is_waiting_for_slot: bool,
     _lifeline: Lifeline,
+}
+
+/// Whether a message was tried by this producer before it was parked: a part of it, or an attempt whose answer
+/// was lost, may have been stored long ago, so it is looked for first, like what an earlier process has left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Tried {
+    Never,
+    Before,
 }
 
 /// Asks whether messages are in the output stream already.
@@ -90,7 +99,7 @@ impl<D: Domain> Producer<D> {
             aggregator,
             lookups,
             waiting: VecDeque::new(),
-            known: HashSet::new(),
+            known: HashMap::new(),
             slots,
             is_waiting_for_slot: false,
         }
@@ -128,8 +137,10 @@ impl<D: Domain> Producer<D> {
         ctx: &mut Context<Self>,
     ) {
         let (shared, lookups) = (Arc::clone(&self.shared), self.lookups.clone());
+        let tried = self.known.get(&(publish.partition, publish.owed.key));
+        let may_be_stored = publish.owed.is_recovered || tried == Some(&Tried::Before);
         let attempts = async move {
-            let ended = deliver(&shared, &lookups, &publish.owed).await;
+            let ended = deliver(&shared, &lookups, &publish.owed, may_be_stored).await;
             (publish, ended)
         };
         ctx.spawn(
@@ -155,6 +166,7 @@ impl<D: Domain> Producer<D> {
                 self.known.remove(&(partition, key));
             }
             Outcome::Parked => {
+                self.known.insert((partition, key), Tried::Before);
                 ctx.run_later(PARKED_PAUSE, |producer, ctx| {
                     producer.waiting.push_back(publish);
                     producer.pump(ctx);
@@ -206,6 +218,7 @@ async fn deliver<D: Domain>(
     shared: &Shared<D>,
     lookups: &mpsc::Sender<Lookup>,
     owed: &Owed<D::Outgoing>,
+    may_be_stored: bool,
 ) -> Ended {
     let began = Instant::now();
     let mut ended = Ended {
@@ -214,7 +227,7 @@ async fn deliver<D: Domain>(
         num_false_duplicates: 0,
         num_repeats: 0,
     };
-    let mut attempts = Attempts::new(owed.is_recovered, shared.edges.duplicate_window);
+    let mut attempts = Attempts::new(may_be_stored, shared.edges.duplicate_window);
     let mut stored: HashMap<String, u64> = HashMap::new();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -296,17 +309,18 @@ async fn publish_parts<D: Domain>(
 struct Attempts {
     first: Option<Instant>,
     begun: HashSet<String>,
-    is_recovered: bool,
+    /// Whether there were attempts before these.
+    may_be_stored: bool,
     window: Option<Duration>,
     is_looked_up: bool,
 }
 
 impl Attempts {
-    fn new(is_recovered: bool, window: Option<Duration>) -> Self {
+    fn new(may_be_stored: bool, window: Option<Duration>) -> Self {
         Self {
             first: None,
             begun: HashSet::new(),
-            is_recovered,
+            may_be_stored,
             window,
             is_looked_up: false,
         }
@@ -317,7 +331,7 @@ impl Attempts {
         let Some(window) = self.window else {
             return false;
         };
-        if self.is_recovered && !self.is_looked_up {
+        if self.may_be_stored && !self.is_looked_up {
             self.is_looked_up = true;
             return true;
         }
@@ -327,7 +341,7 @@ impl Attempts {
     /// Notes an attempt; returns whether it is certainly the first under this id.
     fn begin(&mut self, id: &str) -> bool {
         self.first.get_or_insert_with(Instant::now);
-        self.begun.insert(id.to_owned()) && !self.is_recovered
+        self.begun.insert(id.to_owned()) && !self.may_be_stored
     }
 }
 
@@ -408,7 +422,9 @@ impl<D: Domain> Handler<Publish<D::Outgoing>> for Producer<D> {
 
     fn handle(&mut self, publish: Publish<D::Outgoing>, ctx: &mut Self::Context) {
         // A restarted worker offers again what is on its way already.
-        if self.known.insert((publish.partition, publish.owed.key)) {
+        let known = self.known.entry((publish.partition, publish.owed.key));
+        if let Entry::Vacant(unknown) = known {
+            unknown.insert(Tried::Never);
             self.waiting.push_back(publish);
             self.pump(ctx);
         }

@@ -360,7 +360,8 @@ async fn find(
         .await
         .map_err(|e| error(&e))?;
     let mut messages = Vec::new();
-    let (mut is_read, mut num_idle) = (false, 0);
+    // The last sequence may be that of a message that was deleted.
+    let (mut is_read, mut num_idle) = (pull.was_empty(), 0);
     while !is_read {
         pull.take(1000, &mut messages)
             .await

@@ -102,6 +102,8 @@ struct ConsumerConfig<'a> {
 #[derive(Deserialize)]
 struct Created {
     config: CreatedConfig,
+    #[serde(default)]
+    num_pending: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -151,6 +153,7 @@ pub(super) struct Pull {
     request_body: Bytes,
     delete_request: String,
     order: Order,
+    is_empty: bool,
     /// Until when something must be heard.
     deadline: Instant,
 }
@@ -204,8 +207,14 @@ impl Pull {
             request_body: request_body.into(),
             delete_request: format!("CONSUMER.DELETE.{stream}.{name}"),
             order: Order::new(stream, &name),
+            is_empty: created.num_pending == Some(0),
             deadline: Instant::now() + SILENCE,
         })
+    }
+
+    /// Whether the broker had nothing for it when it was created.
+    pub(super) const fn was_empty(&self) -> bool {
+        self.is_empty
     }
 
     /// Appends what has arrived, waiting for the first, at most `max_messages`; nothing when only a sign of

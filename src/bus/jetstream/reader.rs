@@ -48,6 +48,8 @@ pub(super) struct Reader {
     /// Up to where every message was yielded or counted as missing; `None` until the first is seen.
     accounted: Option<u64>,
     source: Option<Source>,
+    /// The way to the next source, while there is none.
+    recovering: Option<BoxFuture<'static, Recovered>>,
     /// A generation that begins is said by an empty batch.
     is_new_generation: bool,
     stats: InputStats,
@@ -58,6 +60,27 @@ pub(super) struct Reader {
 struct Source {
     pull: Pull,
     epoch: u64,
+}
+
+/// How reading goes on after it was interrupted.
+enum Recovered {
+    Continued {
+        source: Box<Source>,
+        /// How many messages are gone that were not counted yet.
+        missing: u64,
+        accounted: Option<u64>,
+    },
+    /// A new generation begins here.
+    Rewritten(Position),
+}
+
+/// What it takes to begin anew at our own position.
+struct Anew {
+    api: Api,
+    wanted: Wanted,
+    last: Position,
+    highest: Option<Position>,
+    accounted: Option<u64>,
 }
 
 /// How much of the room is unread, as it was last said.
@@ -110,6 +133,7 @@ impl Reader {
             highest: highest.filter(|_| is_same_history),
             accounted,
             source: None,
+            recovering: None,
             is_new_generation: false,
             stats: InputStats {
                 missing,
@@ -200,71 +224,40 @@ impl Reader {
     }
 
     /// Waits until there is a consumer at our own position again.
+    ///
+    /// What was begun is kept: whoever waits may give up and come back as often as it likes, and the broker may
+    /// be far away.
     async fn recover(&mut self) {
-        let mut said = None;
-        loop {
-            let epoch = self.api.connection().connected().await;
-            let why = match self.begin_anew(epoch).await {
-                Ok(()) => {
-                    if said.is_some() {
-                        info!("the input is read again");
-                    }
-                    return;
-                }
-                Err(BusError::Configuration(why) | BusError::Unavailable(why)) => why,
+        let recovering = self.recovering.get_or_insert_with(|| {
+            let anew = Anew {
+                api: self.api.clone(),
+                wanted: self.wanted.clone(),
+                last: self.last,
+                highest: self.highest,
+                accounted: self.accounted,
             };
-            say_waiting(&mut said, why);
-            sleep(Duration::from_millis(500).mul_f64(jitter(0.2, 1.0))).await;
-        }
-    }
-
-    /// Nothing of `self` moves before the last await: a dropped future leaves no half-made step.
-    async fn begin_anew(&mut self, epoch: u64) -> Result<(), BusError> {
-        let positions = [Some(self.last), self.highest];
-        let verify = self.highest.unwrap_or(self.last);
-        let before = look(&self.api, &self.wanted, Some(verify)).await?;
-        let decided = resume(&positions, &before.view);
-        let (base, missing) = match decided {
-            Resume::Continue { missing, .. } => (self.last, self.missing_of(missing, &before.view)),
-            Resume::Rewritten {
-                generation,
-                from,
-                why,
+            anew.recover().boxed()
+        });
+        let recovered = recovering.await;
+        self.recovering = None;
+        match recovered {
+            Recovered::Continued {
+                source,
+                missing,
+                accounted,
             } => {
-                // It may be another stream: it must be one that can be relied on.
-                ensure(&self.api, &self.wanted).await?;
-                say_rewritten(&self.last, &before.view, why.as_str(), from);
-                self.last = generation_base(before.view.created, generation, from);
+                self.count_missing(missing);
+                self.accounted = accounted;
+                self.source = Some(*source);
+            }
+            Recovered::Rewritten(base) => {
+                self.last = base;
                 self.highest = None;
                 self.accounted = None;
                 self.is_new_generation = true;
                 self.stats.rewrites += 1;
-                return Ok(());
             }
-            Resume::Fresh => (self.last, 0),
-        };
-        let pull = Pull::create(&self.api, &self.wanted.config.name, start_of(&base), false).await;
-        let pull = pull.map_err(|error| unavailable(&error))?;
-        let after = look(&self.api, &self.wanted, Some(verify)).await?;
-        if !matches!(resume(&positions, &after.view), Resume::Continue { .. }) {
-            // Rewritten between the two looks: the consumer's start may lie beyond the end.
-            return Err(BusError::Unavailable(
-                "the stream changed meanwhile".to_owned(),
-            ));
         }
-        self.count_missing(missing);
-        if missing > 0 {
-            self.accounted = before.view.first_sequence.checked_sub(1);
-        }
-        self.source = Some(Source { pull, epoch });
-        Ok(())
-    }
-
-    /// How many of the missing were not counted yet.
-    fn missing_of(&self, missing: u64, view: &StreamView) -> u64 {
-        self.accounted.map_or(0, |accounted| {
-            missing.min(view.first_sequence.saturating_sub(accounted + 1))
-        })
     }
 
     fn say_fill(&mut self, fill: f64) {
@@ -289,6 +282,74 @@ impl Reader {
             }
         }
         self.fill_said = now;
+    }
+}
+
+impl Anew {
+    async fn recover(self) -> Recovered {
+        let mut said = None;
+        loop {
+            let epoch = self.api.connection().connected().await;
+            let why = match self.begin(epoch).await {
+                Ok(recovered) => {
+                    if said.is_some() {
+                        info!("the input is read again");
+                    }
+                    return recovered;
+                }
+                Err(BusError::Configuration(why) | BusError::Unavailable(why)) => why,
+            };
+            say_waiting(&mut said, why);
+            sleep(Duration::from_millis(500).mul_f64(jitter(0.2, 1.0))).await;
+        }
+    }
+
+    async fn begin(&self, epoch: u64) -> Result<Recovered, BusError> {
+        let positions = [Some(self.last), self.highest];
+        let verify = self.highest.unwrap_or(self.last);
+        let before = look(&self.api, &self.wanted, Some(verify)).await?;
+        let missing = match resume(&positions, &before.view) {
+            Resume::Continue { missing, .. } => self.missing_of(missing, &before.view),
+            Resume::Rewritten {
+                generation,
+                from,
+                why,
+            } => {
+                // It may be another stream: it must be one that can be relied on.
+                ensure(&self.api, &self.wanted).await?;
+                say_rewritten(&self.last, &before.view, why.as_str(), from);
+                let base = generation_base(before.view.created, generation, from);
+                return Ok(Recovered::Rewritten(base));
+            }
+            Resume::Fresh => 0,
+        };
+        let name = &self.wanted.config.name;
+        let pull = Pull::create(&self.api, name, start_of(&self.last), false).await;
+        let pull = pull.map_err(|error| unavailable(&error))?;
+        let after = look(&self.api, &self.wanted, Some(verify)).await?;
+        if !matches!(resume(&positions, &after.view), Resume::Continue { .. }) {
+            // Rewritten between the two looks: the consumer's start may lie beyond the end.
+            return Err(BusError::Unavailable(
+                "the stream changed meanwhile".to_owned(),
+            ));
+        }
+        let accounted = if missing > 0 {
+            before.view.first_sequence.checked_sub(1)
+        } else {
+            self.accounted
+        };
+        Ok(Recovered::Continued {
+            source: Box::new(Source { pull, epoch }),
+            missing,
+            accounted,
+        })
+    }
+
+    /// How many of the missing were not counted yet.
+    fn missing_of(&self, missing: u64, view: &StreamView) -> u64 {
+        self.accounted.map_or(0, |accounted| {
+            missing.min(view.first_sequence.saturating_sub(accounted + 1))
+        })
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Written from the specification alone: it shares no code with the daemon. It reads the whole input in order,
 //! keeps for each user and alarm what is on record, and demands exactly the digests that follow: the bytes, the
-//! id, each once, in order per user. A message it cannot read must be among the dead letters, with its bytes.
+//! id, each once, in order per user; a split one joined from its parts. A message it cannot read must be among the dead letters, with its bytes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -144,6 +144,7 @@ pub(crate) async fn judge(client: &async_nats::Client) {
         async || {
             num_messages(client, "TOCSIN_OUT").await >= num_digests as u64
                 && num_messages(client, "TOCSIN_DEAD_LETTER").await >= num_refused as u64
+                && num_whole(&read_stream(client, "TOCSIN_OUT").await) >= num_digests
         },
     )
     .await;
@@ -169,26 +170,100 @@ fn demand_exactly(demand: &Demand, output: &[Stored]) {
     for (user, id, bytes) in &demand.digests {
         by_user.entry(user).or_default().push((id, bytes));
     }
-    let mut found: BTreeMap<String, Vec<(&str, String)>> = BTreeMap::new();
+    let mut found: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
+    let mut unfinished: BTreeMap<String, Unfinished> = BTreeMap::new();
     for message in output {
-        assert!(message.part.is_empty(), "{} is split", message.id);
         let text = String::from_utf8(message.payload.clone()).expect("a digest is UTF-8");
         let json: Value = serde_json::from_str(&text).expect("a digest is JSON");
         let user = json["UserID"]
             .as_str()
             .expect("a digest has a user")
             .to_owned();
-        found.entry(user).or_default().push((&message.id, text));
+        let whole = if message.part.is_empty() {
+            assert!(
+                !unfinished.contains_key(&user),
+                "{} comes between parts",
+                message.id
+            );
+            Some((message.id.clone(), text))
+        } else {
+            join(&mut unfinished, &user, message, &text)
+        };
+        found.entry(user).or_default().extend(whole);
     }
+    assert!(
+        unfinished.is_empty(),
+        "digests without their last part: {unfinished:?}"
+    );
     for (user, demanded) in &by_user {
         let found = found.remove(*user).unwrap_or_default();
         let found: Vec<(&str, &str)> = found
             .iter()
-            .map(|(id, text)| (*id, text.as_str()))
+            .map(|(id, text)| (id.as_str(), text.as_str()))
             .collect();
         assert_eq!(&found, demanded, "digests of user {user}");
     }
     assert!(found.is_empty(), "digests that nothing demands: {found:?}");
+}
+
+/// A split digest of which not every part was seen.
+#[derive(Debug)]
+struct Unfinished {
+    id: String,
+    num_seen: usize,
+    text: String,
+}
+
+/// Joins a part to those before it, which must be its digest's; returns the digest with its last part.
+fn join(
+    unfinished: &mut BTreeMap<String, Unfinished>,
+    user: &str,
+    message: &Stored,
+    text: &str,
+) -> Option<(String, String)> {
+    let (id, _range) = message
+        .id
+        .rsplit_once('.')
+        .expect("the id of a part names its range");
+    let (part, num_parts) = message.part.split_once('/').expect("a part has a number");
+    let (part, num_parts): (usize, usize) = (
+        part.parse().expect("a number"),
+        num_parts.parse().expect("a number"),
+    );
+    let so_far = unfinished
+        .entry(user.to_owned())
+        .or_insert_with(|| Unfinished {
+            id: id.to_owned(),
+            num_seen: 0,
+            text: String::new(),
+        });
+    assert_eq!(
+        (so_far.id.as_str(), so_far.num_seen + 1),
+        (id, part),
+        "parts of user {user} are out of order"
+    );
+    so_far.num_seen = part;
+    if part == 1 {
+        text.clone_into(&mut so_far.text);
+    } else {
+        let (_, entries) = text.split_once(":[").expect("a digest lists alarms");
+        so_far.text.truncate(so_far.text.len() - "]}".len());
+        so_far.text.push(',');
+        so_far.text.push_str(entries);
+    }
+    (part == num_parts).then(|| {
+        let whole = unfinished.remove(user).expect("it was joined just now");
+        (whole.id, whole.text)
+    })
+}
+
+/// How many digests are there to their last part.
+fn num_whole(output: &[Stored]) -> usize {
+    let is_last = |message: &&Stored| {
+        let part = message.part.split_once('/');
+        part.is_none_or(|(part, num_parts)| part == num_parts)
+    };
+    output.iter().filter(is_last).count()
 }
 
 async fn num_messages(client: &async_nats::Client, stream: &str) -> u64 {
