@@ -32,6 +32,8 @@ pub struct Codec<D: Domain> {
     pub decode: fn(&RawMessage, &Limits) -> Result<(u64, D::Command), DeadLetter>,
     /// Writes what is owed as messages, each no larger with its headers than so many bytes, in order.
     pub encode: fn(&Owed<D::Outgoing>, usize) -> Result<Vec<Outbound>, String>,
+    /// Names everything that is ever counted, none of it yet: an operator wants to see zeros.
+    pub counters: fn(&mut Vec<Observation>),
     /// Names what was counted.
     pub observe: fn(D::Tally, &mut Vec<Observation>),
     /// Names what a state holds now.

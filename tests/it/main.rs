@@ -13,6 +13,7 @@ mod connection;
 mod crash;
 mod digest;
 mod history;
+mod metrics;
 mod outage;
 mod server;
 mod store_contract;
