@@ -15,6 +15,7 @@ mod digest;
 mod history;
 mod metrics;
 mod outage;
+mod runtime;
 mod server;
 mod store_contract;
 mod store_faults;
