@@ -1,40 +1,39 @@
-# tocsin: `make up` runs it, `make test` proves it. Everything that is fetched stays below target/.
+# make up     everything on this machine: the daemon, its store and a broker of its own
+# make test   every test, against a real nats-server
+# make lint   formatting, lints, documentation, and what the dependencies may be
+# make audit  known vulnerabilities of the dependencies (needs the network)
+# make doc    the documentation of the code
+# make bench  the benchmarks
 
-TOOLS := target/tools
-DATA ?= tocsin-data
-export TOCSIN_NATS_SERVER ?= $(CURDIR)/$(TOOLS)/nats-server
+CARGO ?= cargo
+# Where .ci/tools puts what is no crate; `cargo deny` is found in its bin.
+TOOLS := $(CURDIR)/target/tools
 
-.PHONY: up test tools lint doc deny audit bench clean
+.PHONY: up test lint audit doc bench tools
 
-up: tools ## builds tocsin, and runs it with a nats-server of its own, data in ./tocsin-data
-	@echo "make: building tocsin (release)"
-	@cargo build --release --locked
-	@exec target/release/tocsin up --data $(DATA)
+up: tools
+	$(CARGO) build --release
+	PATH="$(TOOLS):$$PATH" target/release/tocsin up
 
-test: tools ## every test, against real nats-servers
-	cargo test --locked
+test: tools
+	PATH="$(TOOLS):$$PATH" $(CARGO) test
 
-tools: ## nats-server, from TOCSIN_NATS_SERVER, PATH, the official release, or source
-	@.ci/nats-server $(TOOLS)
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --no-deps
+	.ci/tools cargo-deny
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny check bans licenses sources
 
-lint: ## format and lints
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+audit:
+	.ci/tools cargo-deny
+	PATH="$(TOOLS)/bin:$$PATH" $(CARGO) deny check advisories
 
-doc: ## the documentation of the code
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+doc:
+	$(CARGO) doc --no-deps
 
-deny: ## bans, licences and sources of everything that is built in
-	@.ci/cargo-deny $(TOOLS)
-	$(TOOLS)/bin/cargo-deny --locked check bans licenses sources
+bench:
+	$(CARGO) bench
 
-audit: ## known vulnerabilities; fetches the advisory database
-	@.ci/cargo-deny $(TOOLS)
-	$(TOOLS)/bin/cargo-deny --locked check advisories
-
-bench: tools ## drain of a preloaded stream beside a bare client (BENCH_MESSAGES, BENCH_ROUNDS), and the store
-	cargo bench --locked --bench pipeline
-	cargo bench --locked --bench store
-
-clean:
-	cargo clean
+tools:
+	.ci/tools nats-server

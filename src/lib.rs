@@ -7,7 +7,8 @@
 //! | [`domains`] | the state machines, pure |
 //! | [`store`] | what is durable |
 //! | [`bus`] | NATS |
-//! | [`runtime`] | the actors around the core |
+//! | [`cli`] | one file a subcommand, exit statuses |
+//! | [`telemetry`] | logging |
 //! | [`config`] | every setting, its bounds and its origin |
 //! | [`app`] | the daemon from its configuration to its end |
 //! | [`cli`] | the command line |

@@ -1,4 +1,4 @@
-//! The `tocsin` program.
+//! The `tocsin` program: everything is in the library.
 
 use std::process::ExitCode;
 

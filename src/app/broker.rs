@@ -6,12 +6,12 @@ use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use crate::bus::connection::{Connector, Settings};
+use crate::bus::core_nats::{self, CoreNats};
 use crate::bus::jetstream::{
     CLAIM_TTL, ClaimStream, InputStream, JetStream, OutputStream, Streams, has_streams,
 };
 use crate::bus::{Bus, BusError, wire};
-use crate::config::{Config, InputMode, Nats};
-use crate::store::Store;
+use crate::config::{Config, InputMode, InputStart, Nats};
 
 /// How the configuration says to log in.
 #[must_use]
@@ -33,7 +33,7 @@ pub fn login(nats: &Nats) -> Settings {
 }
 
 /// Connects, and waits for the broker for as long as it takes.
-pub(super) async fn connect(config: &Config, store: &dyn Store) -> Result<Arc<dyn Bus>, BusError> {
+pub(super) async fn connect(config: &Config) -> Result<Arc<dyn Bus>, BusError> {
     let connector = Connector::new(login(&config.nats), Handle::current());
     let is_core = match config.input.mode {
         InputMode::JetStream => false,
@@ -48,7 +48,15 @@ pub(super) async fn connect(config: &Config, store: &dyn Store) -> Result<Arc<dy
             "core NATS: what the network or a crash before the commit loses is lost, unless the publisher waits \
              for the reply and repeats"
         );
-        unimplemented!()
+        if config.input.start != InputStart::First {
+            warn!("input.start has no meaning on core NATS, which keeps nothing");
+        }
+        let subjects = (&wire::CHANGE_SUBJECTS, &wire::REQUEST_SUBJECTS);
+        let settings = core_nats::Settings {
+            allow_stream_positions: config.input.mode == InputMode::Core,
+            ..core_nats::Settings::new(subjects.0, subjects.1, wire::OWNER)
+        };
+        return Ok(Arc::new(CoreNats::connect(connector, settings).await?));
     }
     info!(
         "JetStream: every message in the stream is applied once, every digest published until confirmed"

@@ -92,7 +92,7 @@ pub async fn serve(config: &Config, ready: impl FnOnce(&dyn Bus)) -> Result<(), 
     let Some(store) = opening.await.transpose()? else {
         return Ok(());
     };
-    let connecting = broker::connect(config, store.as_ref());
+    let connecting = broker::connect(config);
     let connecting = supervisor.while_starting("waiting for NATS", connecting);
     let Some(bus) = connecting.await.transpose()? else {
         return Ok(());

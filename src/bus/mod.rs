@@ -31,7 +31,7 @@ pub mod wire;
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -40,6 +40,13 @@ use thiserror::Error;
 use crate::core::ids::StoreId;
 use crate::core::position::{Origin, Position};
 use crate::core::time::Timestamp;
+
+/// What this machine's clock says.
+pub(crate) fn wall_clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let nanos = since.unwrap_or_default().as_nanos();
+    Timestamp::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
 
 /// One message as it came.
 #[derive(Clone, Debug)]

@@ -267,7 +267,7 @@ impl NatsServer {
     /// When the file cannot be written.
     pub fn reload(&mut self, config: String) -> Result<(), ServerError> {
         self.settings.config = config;
-        self.settings.write_config()?;
+        self.settings.write_config(&self.process.name)?;
         self.process.signal(Signal::HUP);
         Ok(())
     }
@@ -297,17 +297,20 @@ impl Settings {
         self.folder.join("nats-server.conf")
     }
 
-    fn write_config(&self) -> Result<(), ServerError> {
+    /// The name stands in the file: given as an argument, it would be missed at a reload.
+    fn write_config(&self, name: &str) -> Result<(), ServerError> {
         let path = self.config_file();
-        fs::write(&path, &self.config).map_err(|error| ServerError::Io {
-            action: "write",
-            path,
-            error,
+        fs::write(&path, format!("{}\nserver_name: \"{name}\"\n", self.config)).map_err(|error| {
+            ServerError::Io {
+                action: "write",
+                path,
+                error,
+            }
         })
     }
 
     fn command(&self, port: u16, name: &str) -> Result<Command, ServerError> {
-        self.write_config()?;
+        self.write_config(name)?;
         let io_error = |error| ServerError::Io {
             action: "open",
             path: self.log(),
@@ -326,7 +329,7 @@ impl Settings {
                 command
             }
         };
-        command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-n", name, "-c"]);
+        command.args(["-a", "127.0.0.1", "-p", &port.to_string(), "-c"]);
         command.arg(self.config_file());
         if self.has_jetstream {
             command.args(["-js", "-sd"]).arg(&self.folder);
@@ -367,6 +370,8 @@ fn free_port(port: Port, from: u16) -> Result<u16, ServerError> {
 
 #[derive(Debug)]
 struct Process {
+    /// What it says of itself.
+    name: String,
     pid: u32,
     handle: OwnedFd,
     ended: watch::Receiver<Option<String>>,
@@ -382,13 +387,14 @@ impl Process {
             getrandom::u32().unwrap_or_default()
         );
         let command = settings.command(port, &name)?;
-        let process = Self::spawn(command)
-            .await
-            .map_err(|error| ServerError::Io {
-                action: "start",
-                path: settings.program.clone(),
-                error,
-            })?;
+        let process =
+            Self::spawn(command, name.clone())
+                .await
+                .map_err(|error| ServerError::Io {
+                    action: "start",
+                    path: settings.program.clone(),
+                    error,
+                })?;
         let deadline = Instant::now() + READY_WITHIN;
         let why = loop {
             if let Some(ended) = process.ended.borrow().clone() {
@@ -415,7 +421,7 @@ impl Process {
     }
 
     /// Starts the child on a thread that lives as long as it.
-    async fn spawn(command: Command) -> io::Result<Self> {
+    async fn spawn(command: Command, name: String) -> io::Result<Self> {
         let (started_in, started) = tokio::sync::oneshot::channel();
         let (ended_in, ended) = watch::channel(None);
         let owner = std::thread::Builder::new()
@@ -425,6 +431,7 @@ impl Process {
             .await
             .map_err(|_| io::Error::other("the thread that starts it ended"))??;
         Ok(Self {
+            name,
             pid,
             handle,
             ended,

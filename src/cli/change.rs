@@ -1,66 +1,74 @@
-//! `tocsin change`: one change of an alarm.
+//! `tocsin change`: one change of one alarm.
 
-use std::time::SystemTime;
-
-use super::oneshot::Client;
-use super::{CliError, print, runtime};
-use crate::bus::wire;
+use super::EXIT_STATUSES;
+use super::arguments::{ClientArgs, parse_id, parse_user};
 use crate::core::ids::{Id, UserId};
 use crate::core::time::Timestamp;
-use crate::domains::Command;
-use crate::domains::alarms::{AlarmId, Status};
+use crate::domains::alarms::Status;
 
-#[derive(clap::Args, Debug)]
-pub(super) struct Args {
-    /// Whose alarm.
-    #[arg(value_parser = id)]
-    user: Id,
-    /// Which alarm.
-    #[arg(value_parser = id)]
-    alarm: Id,
-    /// CLEARED, WARNING or CRITICAL.
-    #[arg(value_parser = status)]
-    status: Status,
-    /// When it changed, as in 2026-11-20T10:00:00Z; now where it is not given.
-    #[arg(long, value_name = "TIME", value_parser = time)]
-    at: Option<Timestamp>,
+/// The arguments of `tocsin change`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = EXIT_STATUSES)]
+pub struct Args {
+    /// The user whose alarm it is.
+    #[arg(value_parser = parse_user)]
+    pub user: UserId,
+    /// The alarm.
+    #[arg(value_parser = parse_id)]
+    pub alarm: Id,
+    /// CLEARED, WARNING or CRITICAL, in any case.
+    #[arg(value_parser = parse_status)]
+    pub status: Status,
+    /// When it changed, in RFC 3339 [default: now].
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub at: Option<Timestamp>,
+    /// What every one-shot command has.
     #[command(flatten)]
-    client: Client,
+    pub client: ClientArgs,
 }
 
-/// Reads an id of a user or an alarm.
-pub(super) fn id(text: &str) -> Result<Id, String> {
-    Id::new(text).ok_or_else(|| "must have 1 to 256 bytes".to_owned())
+fn parse_status(text: &str) -> Result<Status, String> {
+    Status::parse(&text.to_ascii_uppercase())
+        .ok_or_else(|| "must be CLEARED, WARNING or CRITICAL".to_owned())
 }
 
-fn status(text: &str) -> Result<Status, String> {
-    Status::parse(text).ok_or_else(|| "must be CLEARED, WARNING or CRITICAL".to_owned())
+fn parse_time(text: &str) -> Result<Timestamp, String> {
+    Timestamp::parse(text).map_err(|error| format!("{error}; write it like 2026-01-31T00:00:00Z"))
 }
 
-fn time(text: &str) -> Result<Timestamp, String> {
-    Timestamp::parse(text).map_err(|error| error.to_string())
-}
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches};
 
-pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    let since_1970 = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
-    let changed_at = args.at.unwrap_or_else(|| Timestamp::EPOCH.plus(since_1970));
-    let (subject, payload) = wire::encode_command(&Command::StatusChanged {
-        user: UserId(args.user.clone()),
-        alarm: AlarmId(args.alarm.clone()),
-        status: args.status,
-        changed_at,
-    });
-    runtime()?.block_on(async {
-        let connection = args.client.connect().await?;
-        args.client.publish(&connection, subject, payload).await
-    })?;
-    print(&format!(
-        "{} {} of {} since {changed_at}",
-        args.alarm,
-        args.status.as_str(),
-        args.user
-    ));
-    Ok(())
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
+        let matches = Args::augment_args(Command::new("change").no_binary_name(true))
+            .try_get_matches_from(arguments)?;
+        Args::from_arg_matches(&matches)
+    }
+
+    #[test]
+    fn user_alarm_status_and_time_are_read() {
+        let args = parse(&["u1", "a.b", "critical", "--at", "2026-01-31T01:00:00+01:00"]).unwrap();
+        assert_eq!(args.user, UserId(Id::new("u1").unwrap()));
+        assert_eq!(args.alarm, Id::new("a.b").unwrap());
+        assert_eq!(args.status, Status::Critical);
+        assert_eq!(args.at.unwrap().to_string(), "2026-01-31T00:00:00Z");
+        assert_eq!(args.client.timeout.as_secs(), 5);
+    }
+
+    #[test]
+    fn what_the_daemon_would_refuse_is_refused_here() {
+        for arguments in [
+            &["u1", "a1"][..],
+            &["", "a1", "WARNING"],
+            &["u1", "a1", "BROKEN"],
+            &["u1", "a1", "WARNING", "--at", "yesterday"],
+            &["u1", "a1", "WARNING", "--timeout", "0s"],
+            &["u1", "a1", "WARNING", "--timeout", "5"],
+        ] {
+            assert!(parse(arguments).is_err(), "{arguments:?}");
+        }
+    }
 }

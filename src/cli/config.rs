@@ -1,80 +1,108 @@
-//! `tocsin config`: what is in force and who set it, or what is wrong.
+//! `tocsin config`: the effective configuration with the origin of every value, or whether it is valid.
+//!
+//! `print` gives a valid configuration file: every key with its value, and in a comment who set it.
+//! Secrets are shown as `[redacted]`.
 
-use serde_json::{Map, Value, json};
+use clap::Subcommand;
+use serde_json::{Value, json};
 
-use super::{CliError, Settings, print};
-use crate::config::Loaded;
+use super::arguments::{ConfigArgs, OutputFormat};
+use super::{EXIT_STATUSES, Exit, Failure, print};
+use crate::config::{Config, Loaded, Origin, Setting};
 
-#[derive(clap::Args, Debug)]
-pub(super) struct Args {
+/// The arguments of `tocsin config`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Args {
     #[command(subcommand)]
     command: Command,
 }
 
-#[derive(clap::Subcommand, Debug)]
+#[derive(Clone, Debug, Subcommand)]
 enum Command {
-    /// Prints every key, its value and who set it; secrets are not shown.
-    Print {
-        /// How to print it.
-        #[arg(short, long, value_name = "FORMAT", value_parser = ["text", "json"], default_value = "text")]
-        output: String,
-        #[command(flatten)]
-        settings: Settings,
-    },
-    /// Says in one line what is wrong, and exits 2; starts nothing.
-    Check {
-        #[command(flatten)]
-        settings: Settings,
-    },
+    /// Prints every key with its value and who set it.
+    Print(Reading),
+    /// Says whether the configuration is valid, and where it comes from.
+    Check(Reading),
 }
 
-pub(super) fn run(args: &Args) -> Result<(), CliError> {
-    match &args.command {
-        Command::Print { output, settings } => {
-            let loaded = settings.load()?;
-            print(&if output == "json" {
-                as_json(&loaded)
-            } else {
-                as_text(&loaded)
-            });
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = EXIT_STATUSES)]
+struct Reading {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// How to print.
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
+}
+
+/// Runs `tocsin config`.
+///
+/// # Errors
+/// What is wrong with the configuration, or that standard output cannot be written.
+pub fn run(args: Args) -> Result<Exit, Failure> {
+    match args.command {
+        Command::Print(reading) => {
+            let loaded = Config::load(&reading.config.into_sources())?;
+            print(&match reading.output {
+                OutputFormat::Text => as_toml(&loaded.settings),
+                OutputFormat::Json => format!("{}\n", as_json(&loaded.settings)),
+            })?;
         }
-        Command::Check { settings } => {
-            settings.load()?;
-            print("the configuration is well");
-        }
+        Command::Check(reading) => check(reading)?,
     }
+    Ok(Exit::Well)
+}
+
+fn check(reading: Reading) -> Result<(), Failure> {
+    let loaded = Config::load(&reading.config.into_sources());
+    if reading.output == OutputFormat::Text {
+        let num_changed = num_changed(&loaded?);
+        return print(&format!(
+            "the configuration is valid; keys that differ from the default: {num_changed}\n"
+        ));
+    }
+    let verdict = match &loaded {
+        Ok(loaded) => json!({"Valid": true, "Changed": num_changed(loaded)}),
+        Err(error) => json!({"Valid": false, "Error": error.to_string()}),
+    };
+    print(&format!("{verdict}\n"))?;
+    loaded?;
     Ok(())
 }
 
-fn as_text(loaded: &Loaded) -> String {
-    let assignments: Vec<_> = loaded
-        .settings
-        .iter()
-        .map(|setting| {
-            (
-                format!("{} = {}", setting.key, setting.value),
-                &setting.origin,
-            )
-        })
-        .collect();
-    let width = assignments
-        .iter()
-        .map(|(assignment, _)| assignment.len())
-        .max()
-        .unwrap_or(0);
-    let lines = assignments
-        .iter()
-        .map(|(assignment, origin)| format!("{assignment:<width$}  # {origin}"));
-    lines.collect::<Vec<_>>().join("\n")
+fn num_changed(loaded: &Loaded) -> usize {
+    let is_changed = |setting: &&Setting| setting.origin != Origin::Default;
+    loaded.settings.iter().filter(is_changed).count()
 }
 
-fn as_json(loaded: &Loaded) -> String {
-    let settings = loaded.settings.iter().map(|setting| {
-        let (key, value) = (setting.key.to_owned(), &setting.value);
-        (
-            key,
-            json!({ "value": value, "origin": setting.origin.to_string() }),
-        )
-    });
-    Value::Object(settings.collect::<Map<_, _>>()).to_string()
+fn as_toml(settings: &[Setting]) -> String {
+    let lines: Vec<_> = settings
+        .iter()
+        .map(|setting| {
+            // JSON's quoted strings are TOML's basic strings; there is no null.
+            let value = if setting.value.is_null() {
+                "\"\"".to_owned()
+            } else {
+                setting.value.to_string()
+            };
+            (format!("{} = {value}", setting.key), &setting.origin)
+        })
+        .collect();
+    let width = lines.iter().map(|(line, _)| line.len()).max().unwrap_or(0);
+    lines.iter().fold(String::new(), |text, (line, origin)| {
+        text + &format!("{line:width$}  # {origin}\n")
+    })
+}
+
+fn as_json(settings: &[Setting]) -> Value {
+    settings
+        .iter()
+        .map(|setting| {
+            json!({
+                "Key": setting.key,
+                "Value": setting.value,
+                "Origin": setting.origin.to_string(),
+            })
+        })
+        .collect()
 }

@@ -1,44 +1,96 @@
-//! The command line: what was typed, which command runs, and what the process says at its end.
+//! The command line: one file a subcommand, one enum of exit statuses, one line an error.
 //!
-//! One file a subcommand. What is wrong is one line on standard error: what failed, on what, what to do.
-//!
-//! | status | meaning |
+//! | status | [`Exit`] |
 //! |---|---|
 //! | 0 | well |
-//! | 1 | a check failed |
+//! | 1 | the check failed |
 //! | 2 | usage, configuration, or a store that cannot be used |
-//! | 3 | NATS cannot be reached (one-shot commands) |
-//! | 70 | a defect of tocsin |
+//! | 3 | unreachable |
+//! | 70 | a defect |
 //! | 74 | a write or fsync failed |
+//!
+//! What a command prints for reading goes to standard output through [`print`]; standard error gets
+//! logs, and at most one line of ours. Nothing here decides anything: commands call the library.
 
-mod change;
-mod config;
-mod digest;
-mod oneshot;
-mod serve;
-mod up;
+pub mod arguments;
+pub mod change;
+pub mod config;
+pub mod digest;
+pub mod nats_server;
+pub mod serve;
+pub mod up;
 
-use std::io::Write;
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
+use std::panic::{self, PanicHookInfo};
+use std::process::{self, ExitCode};
+use std::thread;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind as UsageKind;
+use clap::{Parser, Subcommand};
 
-use crate::app::AppError;
-use crate::bus::BusError;
-use crate::bus::server::exec_nats_server;
-use crate::config::{Config, ConfigError, Loaded, Sources};
-use crate::store::StoreError;
-use crate::telemetry::LogError;
+use crate::config::ConfigError;
 
-const AFTER_HELP: &str = "\
-Exit status: 0 well; 1 a check failed; 2 usage, configuration, or a store that cannot be used;
-3 NATS cannot be reached (one-shot commands); 70 a defect of tocsin; 74 a write or fsync failed.";
+/// Stands below every help text.
+pub const EXIT_STATUSES: &str = "\
+Exit status:
+  0   well
+  1   the check failed
+  2   usage, configuration, or a store that cannot be used
+  3   the broker cannot be reached
+  70  a defect of tocsin
+  74  a write or fsync failed";
 
-/// Turns the noisy status of many machines, URLs and jobs into few, ordered, never-lost alarm digests,
-/// over NATS.
+/// How the program ends.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Well.
+    Well = 0,
+    /// The check failed.
+    CheckFailed = 1,
+    /// Usage, configuration, or a store that cannot be used.
+    Unusable = 2,
+    /// The broker cannot be reached.
+    Unreachable = 3,
+    /// A defect.
+    Defect = 70,
+    /// A write or fsync failed.
+    WriteFailed = 74,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command ended otherwise than well: one line for standard error.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Failure {
+    /// The status to end with.
+    pub exit: Exit,
+    /// What failed, on what, what to do.
+    pub line: String,
+}
+
+impl Failure {
+    /// A failure with the line that its error prints.
+    pub fn new(exit: Exit, error: &dyn Display) -> Self {
+        let line = error.to_string();
+        Self { exit, line }
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Unusable, &error)
+    }
+}
+
+/// Turns the noisy status of many machines, URLs and jobs into few, ordered, never-lost alarm digests.
 #[derive(Debug, Parser)]
-#[command(name = "tocsin", version, after_help = AFTER_HELP)]
+#[command(name = "tocsin", version, about, after_help = EXIT_STATUSES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -46,136 +98,108 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs the daemon and, where none is named, a nats-server of its own: everything with no configuration.
-    Up(up::Args),
-    /// Runs the daemon as systemd or a container does; never starts a broker.
-    Serve(Settings),
-    /// Publishes one change of an alarm.
-    Change(change::Args),
-    /// Asks for a user's digest and prints it.
-    Digest(digest::Args),
-    /// Shows or checks the configuration.
+    /// Shows or checks the effective configuration.
     Config(config::Args),
-    /// Becomes nats-server, for `up`.
-    #[command(name = crate::app::up::LAUNCH_COMMAND, hide = true)]
-    NatsServer {
-        /// Process id of the parent, program, its arguments.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-        args: Vec<std::ffi::OsString>,
-    },
 }
 
-/// Where settings come from, beside the environment.
-#[derive(Args, Clone, Debug, Default)]
-struct Settings {
-    /// Configuration file: TOML, YAML or JSON by its ending. Else TOCSIN_CONFIG, else
-    /// /etc/tocsin/tocsin.{toml,yaml,json}.
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Sets one key, as in --set store.path=/var/lib/tocsin. Can be repeated; wins over everything else.
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-}
-
-impl Settings {
-    fn load(&self) -> Result<Loaded, ConfigError> {
-        self.load_with(Vec::new())
-    }
-
-    /// Loads with further settings, which those of the command line override.
-    fn load_with(&self, mut sets: Vec<String>) -> Result<Loaded, ConfigError> {
-        sets.extend(self.set.iter().cloned());
-        Config::load(&Sources::of_process(self.config.clone(), sets))
-    }
-}
-
-/// Why a command failed.
-#[derive(Debug, thiserror::Error)]
-enum CliError {
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    #[error(transparent)]
-    Log(#[from] LogError),
-    #[error(transparent)]
-    App(#[from] AppError),
-    #[error("{0}")]
-    Usage(String),
-    #[error("{0}")]
-    CheckFailed(String),
-    #[error("{0}")]
-    Unreachable(String),
-}
-
-impl CliError {
-    fn exit_status(&self) -> u8 {
-        match self {
-            Self::CheckFailed(_) => 1,
-            Self::Config(_) | Self::Log(_) | Self::Usage(_) => 2,
-            Self::Unreachable(_) => 3,
-            Self::App(error) => match error {
-                AppError::Undrained { .. } => 1,
-                AppError::Bus(BusError::Unavailable(_)) => 3,
-                AppError::Store(StoreError::Poisoned { .. }) => 74,
-                AppError::Store(StoreError::Fenced { .. })
-                | AppError::Defect(_)
-                | AppError::System { .. } => 70,
-                AppError::Bus(BusError::Configuration(_))
-                | AppError::Server(_)
-                | AppError::Store(
-                    StoreError::Unusable { .. }
-                    | StoreError::Locked { .. }
-                    | StoreError::NewerFormat { .. }
-                    | StoreError::Damaged { .. }
-                    | StoreError::Corrupt { .. },
-                ) => 2,
-            },
-        }
-    }
-}
-
-/// Runs what the command line of this process asks for.
+/// Runs the program.
 #[must_use]
 pub fn run() -> ExitCode {
-    let result = match Cli::parse().command {
-        Command::Up(args) => up::run(&args),
-        Command::Serve(settings) => serve::run(&settings),
-        Command::Change(args) => change::run(&args),
-        Command::Digest(args) => digest::run(&args),
-        Command::Config(args) => config::run(&args),
-        Command::NatsServer { args } => {
-            let error = exec_nats_server(args.into_iter());
-            Err(CliError::Usage(format!(
-                "failed to become nats-server: {error}"
-            )))
-        }
+    panic::set_hook(Box::new(on_panic));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return on_usage(&error).into(),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Whoever closed our standard error does not want to know.
-            writeln!(std::io::stderr(), "tocsin: {error}").ok();
-            ExitCode::from(error.exit_status())
+    let outcome = match cli.command {
+        Command::Config(args) => config::run(args),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            complain(&failure.line);
+            failure.exit.into()
         }
     }
 }
 
-/// Prints lines for reading; whoever closed our standard output does not want more.
-fn print(text: &str) {
-    let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes())
-        .and_then(|()| out.write_all(b"\n"))
-        .ok();
+/// Writes to standard output. A reader that went away, as `head` does, is no failure.
+///
+/// # Errors
+/// When standard output cannot be written, for example on a full disk.
+pub fn print(text: &str) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let line = format!("failed to write to standard output: {error}");
+            Err(Failure::new(Exit::WriteFailed, &line))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
-/// The runtime of a command: the client of NATS lives on several threads of its own.
-fn runtime() -> Result<tokio::runtime::Runtime, AppError> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .thread_name("nats")
-        .enable_all()
-        .build()
-        .map_err(|error| AppError::System {
-            action: "start the threads",
-            error,
-        })
+/// Writes one line to standard error; that it may be closed must not matter.
+fn complain(line: &str) {
+    let line = one_line(line);
+    drop(writeln!(io::stderr(), "tocsin: {line}"));
+}
+
+/// A text without what would break the line.
+fn one_line(text: &str) -> String {
+    let words: Vec<_> = text.split(char::is_control).map(str::trim).collect();
+    words.join(" ").trim().to_owned()
+}
+
+/// Prints help where help was asked for, else the first paragraph of what is wrong.
+fn on_usage(error: &clap::Error) -> Exit {
+    if !error.use_stderr() || error.kind() == UsageKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        drop(error.print());
+        return if error.use_stderr() {
+            Exit::Unusable
+        } else {
+            Exit::Well
+        };
+    }
+    let report = error.to_string();
+    let report = report.strip_prefix("error: ").unwrap_or(&report);
+    let problem = report.split("\n\nUsage:").next().unwrap_or(report);
+    let problem = problem.split("\n\nFor more").next().unwrap_or(problem);
+    let lines: Vec<_> = problem
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    complain(&format!("{}; see --help", lines.join(" ")));
+    Exit::Unusable
+}
+
+/// One line for every panic. That of the main thread is the end; that of a worker unwinds to its router.
+fn on_panic(info: &PanicHookInfo<'_>) {
+    let thread = thread::current();
+    let name = thread.name().unwrap_or("unnamed");
+    let what = info.payload_as_str().unwrap_or("panicked");
+    let place = info
+        .location()
+        .map(|place| format!(" at {place}"))
+        .unwrap_or_default();
+    complain(&format!("defect in thread {name}{place}: {what}"));
+    if name == "main" {
+        process::exit(i32::from(Exit::Defect as u8));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn control_characters_do_not_break_the_line() {
+        assert_eq!(one_line("failed to read \n a\tb\r\n"), "failed to read a b");
+    }
 }

@@ -1,15 +1,13 @@
-//! `tocsin serve`: the daemon.
+//! `tocsin serve`: the daemon as systemd or a container runs it; never starts a broker.
 
-use super::{CliError, Settings, runtime};
-use crate::app;
-use crate::telemetry;
+use super::EXIT_STATUSES;
+use super::arguments::ConfigArgs;
 
-pub(super) fn run(settings: &Settings) -> Result<(), CliError> {
-    let loaded = settings.load()?;
-    telemetry::init_logging(&loaded.config.log)?;
-    let runtime = runtime()?;
-    let served = runtime.block_on(app::serve(&loaded.config, |_| {}));
-    // Whatever still waits for the broker must not hold up the end.
-    runtime.shutdown_background();
-    Ok(served?)
+/// The arguments of `tocsin serve`.
+#[derive(clap::Args, Clone, Debug)]
+#[command(after_help = EXIT_STATUSES)]
+pub struct Args {
+    /// Where the configuration comes from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
 }

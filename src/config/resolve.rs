@@ -1,23 +1,17 @@
 //! From texts to [`Config`]: bounds, defaults that depend on the machine, and rules between two keys.
 //!
-//! Every key is taken exactly once through a [`Reader`], which remembers what is in force and who set
-//! it: that list is what `config print` shows. Secrets enter it redacted.
+//! One function a section, each key taken once through a [`Reader`]. A rule between two keys is checked
+//! in the section that is read later, and its error names both.
 
-use std::fs::{self, File};
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::thread;
-use std::time::Duration;
 
-use serde_json::Value;
-
-use super::settings::redact_login;
-use super::sources::{Raw, Values, why_unreadable};
-use super::values::{self, DURATION_UNITS, SIZE_UNITS, Scalar, Units};
+use super::reader::Reader;
+use super::values;
 use super::{
     Alarms, Config, ConfigError, Digest, Input, InputMode, InputStart, Log, LogFormat, Metrics,
-    Nats, Origin, Output, Owed, Producers, Secret, ServerUrls, Shutdown, Sources, Store, StoreKind,
-    WhenEmpty, Workers,
+    Nats, Origin, Output, Owed, Producers, Setting, Shutdown, Sources, Store, StoreKind, WhenEmpty,
+    Workers,
 };
 use crate::core::time::Timestamp;
 
@@ -41,27 +35,13 @@ pub struct Loaded {
     pub settings: Vec<Setting>,
 }
 
-/// One key as it is in force.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Setting {
-    /// `section.key`.
-    pub key: &'static str,
-    /// Its value as it would be written; secrets redacted, null when it is not set.
-    pub value: Value,
-    /// Who set it.
-    pub origin: Origin,
-}
-
 impl Config {
     /// Reads every source and checks every value.
     ///
     /// # Errors
     /// The first thing that is wrong, as one line.
     pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
-        let mut reader = Reader {
-            values: sources.read()?,
-            settings: Vec::new(),
-        };
+        let mut reader = Reader::new(sources.read()?);
         let nats = nats(&mut reader)?;
         let input = input(&mut reader)?;
         let store = store(&mut reader)?;
@@ -96,8 +76,7 @@ impl Config {
             log,
             shutdown,
         };
-        let mut settings = reader.settings;
-        settings.sort_unstable_by_key(|setting| setting.key);
+        let settings = reader.into_settings();
         Ok(Loaded { config, settings })
     }
 }
@@ -317,217 +296,6 @@ fn log(reader: &mut Reader) -> Result<Log, ConfigError> {
         return Err(reader.refuse(filter, allowed));
     }
     Ok(log)
-}
-
-/// Takes each key once, and remembers what is in force.
-struct Reader {
-    values: Values,
-    settings: Vec<Setting>,
-}
-
-impl Reader {
-    fn raw(&self, key: &str) -> &Raw {
-        self.values.get(key)
-    }
-
-    fn is_set(&self, key: &str) -> bool {
-        self.raw(key).scalar != Scalar::Text(String::new())
-    }
-
-    fn note(&mut self, key: &'static str, value: Value) {
-        let origin = self.raw(key).origin.clone();
-        self.settings.push(Setting { key, value, origin });
-    }
-
-    /// Replaces the noted value of a key whose 0 means: whatever fits.
-    fn derived(&mut self, key: &str, value: usize) -> usize {
-        if let Some(setting) = self.settings.iter_mut().find(|setting| setting.key == key) {
-            setting.value = value.into();
-        }
-        value
-    }
-
-    /// The error for a key whose value may be shown unless it is a secret.
-    fn refuse(&self, key: &str, allowed: &str) -> ConfigError {
-        let Raw { scalar, origin } = self.raw(key);
-        let found = match (key, scalar) {
-            ("nats.password" | "nats.token", _) => "set".to_owned(),
-            ("nats.url", Scalar::Text(text)) => format!("{:?}", redact_urls(text)),
-            _ if !self.is_set(key) => "empty".to_owned(),
-            (_, scalar) => scalar.to_string(),
-        };
-        ConfigError::Invalid {
-            key: key.to_owned(),
-            origin: origin.clone(),
-            found,
-            allowed: allowed.to_owned(),
-        }
-    }
-
-    /// Another key as an error speaks of it.
-    fn shown(&self, key: &str) -> String {
-        let Raw { scalar, origin } = self.raw(key);
-        match key {
-            "nats.url" => format!("{key} with a login inside ({origin})"),
-            _ => format!("{key}, which is {scalar} ({origin})"),
-        }
-    }
-
-    /// A text, or nothing when it is empty.
-    fn text(&mut self, key: &'static str) -> Result<Option<String>, ConfigError> {
-        let Some(text) = self.raw(key).scalar.as_text() else {
-            return Err(self.refuse(key, "a text; put it in quotes"));
-        };
-        if text.contains(char::is_control) {
-            return Err(self.refuse(key, "a text without control characters"));
-        }
-        let text = Some(text.to_owned()).filter(|text| !text.is_empty());
-        self.note(key, text.clone().into());
-        Ok(text)
-    }
-
-    fn required_text(&mut self, key: &'static str, allowed: &str) -> Result<String, ConfigError> {
-        self.text(key)?.ok_or_else(|| self.refuse(key, allowed))
-    }
-
-    fn count(
-        &mut self,
-        key: &'static str,
-        range: RangeInclusive<usize>,
-    ) -> Result<usize, ConfigError> {
-        let given = self.raw(key).scalar.as_count();
-        let given = given.and_then(|count| usize::try_from(count).ok());
-        let Some(count) = given.filter(|count| range.contains(count)) else {
-            let allowed = format!("a whole number from {} to {}", range.start(), range.end());
-            return Err(self.refuse(key, &allowed));
-        };
-        self.note(key, count.into());
-        Ok(count)
-    }
-
-    fn partitions(&mut self, key: &'static str) -> Result<u16, ConfigError> {
-        let count = self.count(key, 1..=4096)?;
-        Ok(u16::try_from(count).expect("4096 fits"))
-    }
-
-    fn duration(
-        &mut self,
-        key: &'static str,
-        millis: RangeInclusive<u64>,
-    ) -> Result<Duration, ConfigError> {
-        self.with_unit(key, &DURATION_UNITS, millis)
-            .map(Duration::from_millis)
-    }
-
-    fn size(&mut self, key: &'static str, bytes: RangeInclusive<u64>) -> Result<u64, ConfigError> {
-        self.with_unit(key, &SIZE_UNITS, bytes)
-    }
-
-    fn with_unit(
-        &mut self,
-        key: &'static str,
-        units: &Units,
-        range: RangeInclusive<u64>,
-    ) -> Result<u64, ConfigError> {
-        let given = self
-            .raw(key)
-            .scalar
-            .as_text()
-            .and_then(|text| units.parse(text));
-        let Some(value) = given.filter(|value| range.contains(value)) else {
-            let (least, most) = (units.print(*range.start()), units.print(*range.end()));
-            let allowed = format!(
-                "{} from {least} to {most}, such as {}",
-                units.kind, units.examples
-            );
-            return Err(self.refuse(key, &allowed));
-        };
-        self.note(key, units.print(value).into());
-        Ok(value)
-    }
-
-    fn choice<T: Copy>(
-        &mut self,
-        key: &'static str,
-        choices: &[(&str, T)],
-    ) -> Result<T, ConfigError> {
-        let given = self.raw(key).scalar.as_text();
-        let Some((name, choice)) = choices.iter().find(|(name, _)| Some(*name) == given) else {
-            let names: Vec<_> = choices
-                .iter()
-                .map(|(name, _)| format!("{name:?}"))
-                .collect();
-            return Err(self.refuse(key, &format!("one of {}", names.join(", "))));
-        };
-        self.note(key, (*name).into());
-        Ok(*choice)
-    }
-
-    fn urls(&mut self, key: &'static str) -> Result<ServerUrls, ConfigError> {
-        let text = self.raw(key).scalar.as_text().unwrap_or_default();
-        let urls: Vec<_> = text.split(',').map(|url| url.trim().to_owned()).collect();
-        if !urls.iter().all(|url| values::is_server_url(url)) {
-            let allowed = "nats://host:port or tls://host:port, several with commas between them";
-            return Err(self.refuse(key, allowed));
-        }
-        let urls = ServerUrls::new(urls);
-        self.note(key, urls.to_string().into());
-        Ok(urls)
-    }
-
-    /// The path of a file that can be opened, or nothing.
-    fn readable_file(&mut self, key: &'static str) -> Result<Option<PathBuf>, ConfigError> {
-        let Some(path) = self.text(key)?.map(PathBuf::from) else {
-            return Ok(None);
-        };
-        match File::open(&path) {
-            Ok(_) => Ok(Some(path)),
-            Err(error) => Err(self.unreadable(key, path, why_unreadable(&error))),
-        }
-    }
-
-    /// A secret from its own key or from the file that another key names, or nothing.
-    fn secret(
-        &mut self,
-        key: &'static str,
-        file_key: &'static str,
-    ) -> Result<Option<Secret>, ConfigError> {
-        let Some(text) = self.raw(key).scalar.as_text().map(str::to_owned) else {
-            return Err(self.refuse(key, "a text; put it in quotes"));
-        };
-        let note = |is_set: bool| is_set.then_some(Secret::REDACTED).into();
-        self.note(key, note(!text.is_empty()));
-        let Some(path) = self.text(file_key)?.map(PathBuf::from) else {
-            return Ok((!text.is_empty()).then(|| Secret::new(text)));
-        };
-        if !text.is_empty() {
-            let Raw { origin, .. } = self.raw(key);
-            let allowed = format!("unset beside {key} ({origin}): one of the two");
-            return Err(self.refuse(file_key, &allowed));
-        }
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text.trim_end_matches(['\n', '\r']).to_owned(),
-            Err(error) => return Err(self.unreadable(file_key, path, why_unreadable(&error))),
-        };
-        if text.is_empty() {
-            return Err(self.unreadable(file_key, path, "it is empty".to_owned()));
-        }
-        Ok(Some(Secret::new(text)))
-    }
-
-    fn unreadable(&self, key: &str, path: PathBuf, reason: String) -> ConfigError {
-        ConfigError::Unreadable {
-            key: key.to_owned(),
-            origin: self.raw(key).origin.clone(),
-            path,
-            reason,
-        }
-    }
-}
-
-fn redact_urls(text: &str) -> String {
-    let urls: Vec<_> = text.split(',').map(redact_login).collect();
-    urls.join(",")
 }
 
 #[cfg(test)]

@@ -239,8 +239,11 @@ impl Values {
     fn lay_sets(&mut self, sets: &[String]) -> Result<(), ConfigError> {
         for set in sets {
             let Some((key, value)) = set.split_once('=') else {
+                // What stands behind the key may be a secret.
+                let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
+                let key = set.split(|c| !is_key(c)).next().unwrap_or_default();
                 return Err(ConfigError::Malformed {
-                    given: format!("--set {set}"),
+                    given: format!("--set {key}..."),
                     reason: "must be section.key=value, for example input.in_flight=1000"
                         .to_owned(),
                 });
@@ -352,8 +355,11 @@ pub(super) fn why_unreadable(error: &io::Error) -> String {
     error.to_string()
 }
 
-/// A parser's report without its drawing of the place.
+/// A parser's report without what it quotes of the file, which may be a secret.
 fn in_one_line(report: &str) -> String {
+    if report.starts_with("invalid type") {
+        return "it holds no sections with keys".to_owned();
+    }
     let is_drawing = |line: &&str| {
         let line = line.trim_start_matches(|c: char| c.is_ascii_digit() || c.is_whitespace());
         !line.starts_with('|')

@@ -9,6 +9,7 @@
 //! Everything here is a function of its text; who set it, and what else must hold, is `resolve`'s part.
 
 use std::fmt;
+use std::time::Duration;
 
 use ::config::{Value, ValueKind};
 use tracing_subscriber::EnvFilter;
@@ -65,6 +66,12 @@ impl Units {
         let (name, factor) = fitting.copied().unwrap_or(("", 1));
         format!("{}{name}", value / factor)
     }
+}
+
+/// Reads a duration as it is written in a configuration: `250ms`, `10s`, `5m`, `24h`, `7d`.
+#[must_use]
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    DURATION_UNITS.parse(text).map(Duration::from_millis)
 }
 
 /// A value as its source has it: files know numbers from texts, the environment and `--set` do not.

@@ -48,7 +48,7 @@ fn refused() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             &field("AlarmID", &format!("\"{}\"", "x".repeat(257))),
         ),
         on_change("unknown_status", &field("Status", "\"critical\"")),
-        on_change("unknown_status", &field("Status", "\"\"")),
+        on_change("empty_field", &field("Status", "\"\"")),
         on_change("bad_time", &field("ChangedAt", "\"2026-01-01 00:00:00Z\"")),
         on_change("bad_time", &field("ChangedAt", "\"2026-01-01T00:00:60Z\"")),
         on_change(

@@ -1,4 +1,4 @@
-//! The JetStream bus on a real server: what it reads, publishes and owns, and what no fault may do to it.
+//! The bus over streams on a real server: what it reads, publishes and owns, and what no fault may do to it.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -20,7 +20,7 @@ use tocsin::core::time::Timestamp;
 use crate::support::eventually;
 use crate::support::nats::Nats;
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 const CLAIM_TTL: Duration = Duration::from_secs(2);
 
 fn streams() -> Streams {
@@ -50,7 +50,7 @@ fn output(name: &str, subject: &str) -> OutputStream {
         subject: subject.to_owned(),
         max_age: HOUR,
         max_bytes: 1 << 30,
-        duplicate_window: Duration::from_secs(120),
+        duplicate_window: Duration::from_mins(2),
     }
 }
 
@@ -108,7 +108,7 @@ async fn read(input: &mut dyn Input, count: usize) -> (Vec<u64>, RawBatch) {
     let mut numbers = Vec::new();
     let mut last: Option<RawBatch> = None;
     while numbers.len() < count {
-        let next = tokio::time::timeout(Duration::from_secs(60), input.next(700)).await;
+        let next = tokio::time::timeout(Duration::from_mins(1), input.next(700)).await;
         let batch = next.unwrap_or_else(|_| panic!("{} of {count} came", numbers.len()));
         check(&batch, last.as_ref());
         numbers.extend(batch.messages.iter().map(number));
@@ -235,15 +235,15 @@ async fn a_dropped_wait_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_server_costs_no_message_and_repeats_none() {
-    const COUNT: u64 = 50_000;
+    const PART: usize = 10_000;
     let mut nats = Nats::start().await;
     let bus = open(&nats).await;
-    Publisher::new(&nats).await.publish(0..COUNT).await;
+    Publisher::new(&nats).await.publish(0..50_000).await;
     let mut input = input(&bus, &[None], Start::First).await;
     let mut numbers = Vec::new();
     let mut last: Option<RawBatch> = None;
     for part in 1..=5 {
-        while numbers.len() < (COUNT as usize / 5) * part {
+        while numbers.len() < PART * part {
             let batch = input.next(700).await;
             check(&batch, last.as_ref());
             numbers.extend(batch.messages.iter().map(number));
@@ -253,7 +253,7 @@ async fn a_killed_server_costs_no_message_and_repeats_none() {
             nats.restart().await.expect("a start");
         }
     }
-    assert_eq!(numbers, range(0..COUNT));
+    assert_eq!(numbers, range(0..50_000));
     let stats = input.take_stats();
     assert_eq!((stats.missing, stats.rewrites), (0, 0));
     assert!(stats.restarts >= 1);
@@ -499,7 +499,7 @@ fn confirmed(sequence: u64, is_duplicate: bool) -> Confirmation {
 async fn a_message_is_stored_once_under_its_id_and_found_by_it() {
     let nats = Nats::start().await;
     let bus = open(&nats).await;
-    assert_eq!(bus.duplicate_window(), Some(Duration::from_secs(120)));
+    assert_eq!(bus.duplicate_window(), Some(Duration::from_mins(2)));
     let output = bus.output();
     for (i, id) in ["a", "b", "c", "d"].into_iter().enumerate() {
         let sequence = u64::try_from(i).expect("small") + 1;
@@ -783,7 +783,7 @@ async fn a_stream_that_cannot_be_relied_on_is_refused_and_never_changed() {
     let config = Config {
         name: "TOCSIN_IN".to_owned(),
         subjects: vec!["change".to_owned(), "change.*".to_owned()],
-        max_age: Duration::from_secs(60),
+        max_age: Duration::from_mins(1),
         ..Config::default()
     };
     context.create_stream(&config).await.expect("created");

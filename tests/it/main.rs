@@ -3,12 +3,17 @@
 #![expect(
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::unwrap_used,
     reason = "a test fails by panicking, wherever it stands"
 )]
 
 mod bad_input;
 mod burst;
+mod bus_contract;
+mod bus_core;
 mod bus_jetstream;
+mod cli;
+mod config;
 mod connection;
 mod crash;
 mod digest;

@@ -338,18 +338,18 @@ mod tests {
         let changes: [(&str, Change); 9] = [
             ("subjects", |found| found.subjects.push("b".to_owned())),
             ("retention", |found| {
-                found.retention = "workqueue".to_owned()
+                found.retention = "workqueue".to_owned();
             }),
             ("storage", |found| found.storage = "memory".to_owned()),
             ("discard", |found| found.discard = "new".to_owned()),
             ("max_msgs_per_subject", |found| {
-                found.max_msgs_per_subject = 1
+                found.max_msgs_per_subject = 1;
             }),
             ("max_age", |found| found.max_age = Duration::from_secs(99)),
             ("no_ack", |found| found.no_ack = true),
             ("sealed", |found| found.sealed = true),
             ("mirror", |found| {
-                found.mirror = Some(serde_json::Value::Null)
+                found.mirror = Some(serde_json::Value::Null);
             }),
         ];
         for (field, change) in changes {

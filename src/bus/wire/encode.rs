@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 use thiserror::Error;
 
 use super::{
@@ -251,6 +251,29 @@ pub fn encode_reply(refused: Option<&str>) -> Bytes {
     match refused {
         None => Bytes::from_static(b"{\"ok\":true}"),
         Some(reason) => to_json(&Refused { ok: false, reason }),
+    }
+}
+
+/// Who owns an input, or wants to: asked and answered on a server without streams. Ordered by precedence.
+#[derive(Clone, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize)]
+pub struct Owner {
+    /// The random id of the store.
+    pub store: String,
+    /// The random id of the process that has it open.
+    pub instance: String,
+}
+
+impl Owner {
+    /// Its payload.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        to_json(self)
+    }
+
+    /// Reads one; `None` for whatever is none.
+    #[must_use]
+    pub fn decode(payload: &[u8]) -> Option<Self> {
+        serde_json::from_slice(payload).ok()
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `AlarmDigest` | out | `{"UserID","ActiveAlarms":[{"AlarmID","Status","LatestChangedAt"}, …]}` |
 //! | `MetricAggregate` | out | `{"Instance","From","To","Metrics":[…]}` |
 //! | `tocsin.dead_letter` | out | a refused message's bytes, unchanged |
+//! | `tocsin.owner` | both | `{"store","instance"}` |
 //! | a reply subject | out | `{"ok":true}` or `{"ok":false,"reason":"…"}` |
 //!
 //! [`decode`] reads what comes in and is total: any bytes give a command or a [`Reject`]. The encoders never
@@ -18,8 +19,8 @@ mod encode;
 
 pub use decode::{Limits, Reject, decode, decode_digest};
 pub use encode::{
-    Aggregate, Metric, TooLarge, encode_command, encode_reply, message_bytes, split_dead_letter,
-    split_digest,
+    Aggregate, Metric, Owner, TooLarge, encode_command, encode_reply, message_bytes,
+    split_dead_letter, split_digest,
 };
 
 /// A change of an alarm.

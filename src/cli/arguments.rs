@@ -1,0 +1,82 @@
+//! Arguments that several subcommands share.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::config::Sources;
+use crate::core::ids::{Id, UserId};
+
+/// Where the configuration comes from.
+#[derive(clap::Args, Clone, Debug, Default)]
+pub struct ConfigArgs {
+    /// The configuration file.
+    #[arg(
+        long,
+        value_name = "FILE",
+        help = "The configuration file, TOML, YAML or JSON by its ending [default: $TOCSIN_CONFIG, \
+                else /etc/tocsin/tocsin.{toml,yaml,json}]"
+    )]
+    pub config: Option<PathBuf>,
+    /// Keys set over the file and the environment.
+    #[arg(
+        long,
+        value_name = "KEY=VALUE",
+        help = "Sets one key over the file and the environment, for example input.in_flight=1000"
+    )]
+    pub set: Vec<String>,
+}
+
+impl ConfigArgs {
+    /// These arguments with the environment of this process.
+    #[must_use]
+    pub fn into_sources(self) -> Sources {
+        Sources::of_process(self.config, self.set)
+    }
+}
+
+/// What a one-shot command has besides its own arguments.
+#[derive(clap::Args, Clone, Debug)]
+pub struct ClientArgs {
+    /// Where the configuration comes from.
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// How long to wait for the broker and the answer.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    pub timeout: Duration,
+    /// How to print what is for reading.
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    pub output: OutputFormat,
+}
+
+/// Key `-o`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, ValueEnum)]
+pub enum OutputFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// A user's id, as an argument.
+///
+/// # Errors
+/// When it is empty or too long.
+pub fn parse_user(text: &str) -> Result<UserId, String> {
+    parse_id(text).map(UserId)
+}
+
+/// Any id, as an argument.
+///
+/// # Errors
+/// When it is empty or too long.
+pub fn parse_id(text: &str) -> Result<Id, String> {
+    Id::new(text).ok_or_else(|| "an id has 1 to 256 bytes".to_owned())
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    crate::config::parse_duration(text)
+        .filter(|duration| !duration.is_zero())
+        .ok_or_else(|| "must be a duration such as 500ms, 5s or 1m".to_owned())
+}
