@@ -46,7 +46,8 @@ pub enum LogError {
 /// # Errors
 /// When the filter or the file cannot be used, or logging is set up already.
 pub fn init_logging(log: &Log) -> Result<(), LogError> {
-    let filter = EnvFilter::builder().parse(&log.filter)?;
+    // The client speaks of each connection; a filter that names it has the last word.
+    let filter = EnvFilter::builder().parse(format!("async_nats=warn,{}", log.filter))?;
     let file = log.file.as_deref().map(|path| {
         open(path).map_err(|source| LogError::File {
             path: path.to_owned(),

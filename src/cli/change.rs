@@ -1,10 +1,14 @@
 //! `tocsin change`: one change of one alarm.
 
-use super::EXIT_STATUSES;
-use super::arguments::{ClientArgs, parse_id, parse_user};
+use serde_json::json;
+
+use super::arguments::{ClientArgs, OutputFormat, parse_id, parse_user};
+use super::{EXIT_STATUSES, Exit, Failure, oneshot, print, threads};
+use crate::bus::{wall_clock, wire};
 use crate::core::ids::{Id, UserId};
 use crate::core::time::Timestamp;
-use crate::domains::alarms::Status;
+use crate::domains::Command;
+use crate::domains::alarms::{AlarmId, Status};
 
 /// The arguments of `tocsin change`.
 #[derive(clap::Args, Clone, Debug)]
@@ -36,14 +40,41 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
     Timestamp::parse(text).map_err(|error| format!("{error}; write it like 2026-01-31T00:00:00Z"))
 }
 
+/// Publishes the change, and says so once it is taken.
+///
+/// # Errors
+/// When the broker cannot be reached, or nobody takes the message.
+pub fn run(args: &Args) -> Result<Exit, Failure> {
+    let changed_at = args.at.unwrap_or_else(wall_clock);
+    let (subject, payload) = wire::encode_command(&Command::StatusChanged {
+        user: args.user.clone(),
+        alarm: AlarmId(args.alarm.clone()),
+        status: args.status,
+        changed_at,
+    });
+    threads()?.block_on(async {
+        let connection = oneshot::connect(&args.client).await?;
+        oneshot::publish(&args.client, &connection, subject, payload.clone()).await
+    })?;
+    let (alarm, status, user) = (&args.alarm, args.status.as_str(), &args.user);
+    print(&match args.client.output {
+        OutputFormat::Text => format!("{alarm} {status} of {user} since {changed_at}\n"),
+        OutputFormat::Json => {
+            let change: serde_json::Value = serde_json::from_slice(&payload).unwrap_or_default();
+            format!("{}\n", json!({ "subject": subject, "message": change }))
+        }
+    })?;
+    Ok(Exit::Well)
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::{Args as _, Command, FromArgMatches};
+    use clap::{Args as _, FromArgMatches};
 
     use super::*;
 
     fn parse(arguments: &[&str]) -> Result<Args, clap::Error> {
-        let matches = Args::augment_args(Command::new("change").no_binary_name(true))
+        let matches = Args::augment_args(clap::Command::new("change").no_binary_name(true))
             .try_get_matches_from(arguments)?;
         Args::from_arg_matches(&matches)
     }

@@ -17,6 +17,7 @@ pub mod change;
 pub mod config;
 pub mod digest;
 pub mod nats_server;
+mod oneshot;
 pub mod serve;
 pub mod up;
 
@@ -29,7 +30,12 @@ use std::thread;
 use clap::error::ErrorKind as UsageKind;
 use clap::{Parser, Subcommand};
 
+use crate::app::AppError;
+use crate::app::up::LAUNCH_COMMAND;
+use crate::bus::BusError;
 use crate::config::ConfigError;
+use crate::store::StoreError;
+use crate::telemetry::LogError;
 
 /// Stands below every help text.
 pub const EXIT_STATUSES: &str = "\
@@ -88,6 +94,48 @@ impl From<ConfigError> for Failure {
     }
 }
 
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Self {
+        Self::new(Exit::Unusable, &error)
+    }
+}
+
+impl From<AppError> for Failure {
+    fn from(error: AppError) -> Self {
+        let exit = match &error {
+            AppError::Undrained { .. } => Exit::CheckFailed,
+            AppError::Bus(BusError::Unavailable(_)) => Exit::Unreachable,
+            AppError::Bus(BusError::Configuration(_))
+            | AppError::Server(_)
+            | AppError::Store(
+                StoreError::Unusable { .. }
+                | StoreError::Locked { .. }
+                | StoreError::NewerFormat { .. }
+                | StoreError::Damaged { .. }
+                | StoreError::Corrupt { .. },
+            ) => Exit::Unusable,
+            AppError::Store(StoreError::Poisoned { .. }) => Exit::WriteFailed,
+            AppError::Store(StoreError::Fenced { .. })
+            | AppError::Defect(_)
+            | AppError::System { .. } => Exit::Defect,
+        };
+        Self::new(exit, &error)
+    }
+}
+
+/// The threads of a command: the client of NATS lives on several of its own.
+fn threads() -> Result<tokio::runtime::Runtime, AppError> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("nats")
+        .enable_all()
+        .build()
+        .map_err(|error| AppError::System {
+            action: "start the threads",
+            error,
+        })
+}
+
 /// Turns the noisy status of many machines, URLs and jobs into few, ordered, never-lost alarm digests.
 #[derive(Debug, Parser)]
 #[command(name = "tocsin", version, about, after_help = EXIT_STATUSES)]
@@ -98,8 +146,19 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs the daemon and, where none is named, a nats-server of its own: everything with no configuration.
+    Up(up::Args),
+    /// Runs the daemon as systemd or a container does; never starts a broker.
+    Serve(serve::Args),
+    /// Publishes one change of an alarm.
+    Change(change::Args),
+    /// Asks for a user's digest and prints it.
+    Digest(digest::Args),
     /// Shows or checks the effective configuration.
     Config(config::Args),
+    /// Becomes nats-server, for `up`.
+    #[command(name = LAUNCH_COMMAND, hide = true)]
+    NatsServer(nats_server::Args),
 }
 
 /// Runs the program.
@@ -111,7 +170,12 @@ pub fn run() -> ExitCode {
         Err(error) => return on_usage(&error).into(),
     };
     let outcome = match cli.command {
+        Command::Up(args) => up::run(&args),
+        Command::Serve(args) => serve::run(args),
+        Command::Change(args) => change::run(&args),
+        Command::Digest(args) => digest::run(&args),
         Command::Config(args) => config::run(args),
+        Command::NatsServer(args) => Err(nats_server::run(args)),
     };
     match outcome {
         Ok(exit) => exit.into(),

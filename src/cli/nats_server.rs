@@ -2,6 +2,9 @@
 
 use std::ffi::OsString;
 
+use super::{Exit, Failure};
+use crate::bus::server::exec_nats_server;
+
 /// The arguments of `tocsin __nats-server`, handed on unread.
 #[derive(clap::Args, Clone, Debug)]
 #[command(disable_help_flag = true)]
@@ -9,4 +12,13 @@ pub struct Args {
     /// The parent's process id, the nats-server program, and its arguments.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<OsString>,
+}
+
+/// Becomes nats-server; returns only to say why it cannot.
+pub fn run(args: Args) -> Failure {
+    let error = exec_nats_server(args.args.into_iter());
+    Failure::new(
+        Exit::Unusable,
+        &format!("failed to become nats-server: {error}"),
+    )
 }

@@ -2,86 +2,68 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
+use super::arguments::ClientArgs;
 use super::up::DEFAULT_FOLDER;
-use super::{CliError, Settings};
+use super::{Exit, Failure};
 use crate::app::broker::login;
 use crate::app::up::URL_FILE;
 use crate::bus::BusError;
 use crate::bus::connection::{Connection, Connector};
+use crate::config::Config;
 
 /// Messages that a client command holds before it reads them.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
-#[derive(clap::Args, Debug)]
-pub(super) struct Client {
-    /// How long to wait for NATS and for an answer, in seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 5)]
-    timeout: u64,
-    #[command(flatten)]
-    settings: Settings,
+/// Connects to the server that is named, else to that of the `up` that runs in this folder.
+pub(super) async fn connect(args: &ClientArgs) -> Result<Connection, Failure> {
+    let mut sources = args.config.clone().into_sources();
+    let mut loaded = Config::load(&sources)?;
+    let of_up = Path::new(DEFAULT_FOLDER).join(URL_FILE);
+    if !loaded.is_named("nats.url")
+        && let Ok(url) = fs::read_to_string(of_up)
+    {
+        sources.sets.push(format!("nats.url={url}"));
+        loaded = Config::load(&sources)?;
+    }
+    let connector = Connector::new(login(&loaded.config.nats), Handle::current());
+    let connecting = connector.connect_within(args.timeout, "client", SUBSCRIPTION_CAPACITY);
+    connecting.await.map_err(|error| match &error {
+        BusError::Unavailable(_) => Failure::new(Exit::Unreachable, &error),
+        BusError::Configuration(_) => Failure::new(Exit::Unusable, &error),
+    })
 }
 
-impl Client {
-    pub(super) const fn timeout(&self) -> Duration {
-        Duration::from_secs(self.timeout)
+/// Publishes and waits for whoever answers: the stream that took it, or the daemon after its commit.
+pub(super) async fn publish(
+    args: &ClientArgs,
+    connection: &Connection,
+    subject: &'static str,
+    payload: Bytes,
+) -> Result<(), Failure> {
+    let unreachable = |why: String| Failure::new(Exit::Unreachable, &why);
+    let asked = connection.client().request(subject, payload);
+    let answered = timeout(args.timeout, asked).await.map_err(|_| {
+        unreachable(format!(
+            "no answer on {subject} within {:?}; is the daemon running?",
+            args.timeout
+        ))
+    })?;
+    let answer = answered.map_err(|error| {
+        unreachable(format!(
+            "nobody took the message on {subject}: {error}; start the daemon (tocsin up)"
+        ))
+    })?;
+    let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+    let of_daemon = answer.get("ok").and_then(Value::as_bool);
+    if of_daemon.unwrap_or_else(|| answer.get("seq").is_some()) {
+        return Ok(());
     }
-
-    /// Connects to the server that is named, else to that of the `up` that runs in this folder.
-    pub(super) async fn connect(&self) -> Result<Connection, CliError> {
-        let mut loaded = self.settings.load()?;
-        let of_up = Path::new(DEFAULT_FOLDER).join(URL_FILE);
-        if !loaded.names_a_server()
-            && let Ok(url) = fs::read_to_string(of_up)
-        {
-            loaded = self.settings.load_with(vec![format!("nats.url={url}")])?;
-        }
-        let connector = Connector::new(login(&loaded.config.nats), Handle::current());
-        let connecting = connector
-            .connect_within(self.timeout(), "client", SUBSCRIPTION_CAPACITY)
-            .await;
-        connecting.map_err(|error| match error {
-            BusError::Unavailable(why) => CliError::Unreachable(why),
-            BusError::Configuration(why) => CliError::Usage(why),
-        })
-    }
-
-    /// Publishes and waits for whoever answers: the stream that took it, or the daemon after its commit.
-    pub(super) async fn publish(
-        &self,
-        connection: &Connection,
-        subject: &'static str,
-        payload: Bytes,
-    ) -> Result<(), CliError> {
-        let asked = connection.client().request(subject, payload);
-        let answer = match timeout(self.timeout(), asked).await {
-            Ok(Ok(answer)) => answer.payload,
-            Ok(Err(error)) => {
-                return Err(CliError::Unreachable(format!(
-                    "nobody took the message on {subject}: {error}; start the daemon (tocsin up)"
-                )));
-            }
-            Err(_) => {
-                let limit = self.timeout();
-                return Err(CliError::Unreachable(format!(
-                    "no answer on {subject} within {limit:?}; is the daemon running?"
-                )));
-            }
-        };
-        let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
-        let of_daemon = answer.get("ok").and_then(Value::as_bool);
-        let is_taken = of_daemon.unwrap_or_else(|| answer.get("seq").is_some());
-        if is_taken {
-            return Ok(());
-        }
-        Err(CliError::CheckFailed(format!(
-            "the message on {subject} was refused: {answer}"
-        )))
-    }
+    let line = format!("the message on {subject} was refused: {answer}");
+    Err(Failure::new(Exit::CheckFailed, &line))
 }

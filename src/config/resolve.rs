@@ -88,12 +88,6 @@ impl Loaded {
         let setting = self.settings.iter().find(|setting| setting.key == key);
         setting.is_some_and(|setting| setting.origin != Origin::Default)
     }
-
-    /// Whether anyone but the defaults said where the broker is.
-    #[must_use]
-    pub fn names_a_server(&self) -> bool {
-        self.is_named("nats.url")
-    }
 }
 
 fn nats(reader: &mut Reader) -> Result<Nats, ConfigError> {
