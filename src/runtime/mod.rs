@@ -324,7 +324,7 @@ pub(crate) struct Shared<D: Domain> {
     shards: Shards,
     faults: Faults,
     owed: OwedGauge,
-    pulse: Pulse,
+    pulse: Arc<Pulse>,
     /// Set when the actors are being stopped: a worker that ends now is not started again.
     is_stopping: AtomicBool,
 }
@@ -372,7 +372,7 @@ impl<D: Domain> Runtime<D> {
             shards,
             faults: Faults(faults),
             owed: OwedGauge::default(),
-            pulse: Pulse::new(settings.num_workers),
+            pulse: Arc::new(Pulse::new(settings.num_workers)),
             is_stopping: AtomicBool::new(false),
         });
         let (sender, started) = std::sync::mpsc::sync_channel(1);
@@ -417,7 +417,7 @@ impl<D: Domain> Runtime<D> {
 
     /// When the workers were last seen to work.
     #[must_use]
-    pub fn pulse(&self) -> &Pulse {
+    pub fn pulse(&self) -> &Arc<Pulse> {
         &self.shared.pulse
     }
 

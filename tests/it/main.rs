@@ -19,6 +19,7 @@ mod crash;
 mod digest;
 mod history;
 mod metrics;
+mod notify;
 mod outage;
 mod runtime;
 mod server;
