@@ -16,6 +16,7 @@ pub mod codec;
 mod supervisor;
 pub mod up;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,20 @@ pub enum AppError {
     /// The child nats-server cannot be run.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// Another `up` has the folder.
+    #[error("data folder {} is in use by another tocsin up; use that one, or name another folder (--data)", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder of `up`, or a file in it, cannot be written.
+    #[error("failed to write {}: {error}; make it writable, or name another folder (--data)", path.display())]
+    Unwritable {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// The system refused something that every process may do.
     #[error("failed to {action}: {error}")]
     System {
