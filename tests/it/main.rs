@@ -17,6 +17,7 @@ mod config;
 mod connection;
 mod crash;
 mod digest;
+mod documents;
 mod history;
 mod metrics;
 mod notify;
