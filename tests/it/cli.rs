@@ -297,8 +297,12 @@ fn in_folder(folder: &TempDir, arguments: &[&str]) -> Command {
 }
 
 /// Waits for something that is seen.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a pause between two looks at another process"
+)]
 fn within<T>(what: &str, mut see: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     loop {
         if let Some(seen) = see() {
             return seen;

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::support::daemon::Setup;
 use crate::support::judge;
 use crate::support::nats::Nats;
-use crate::support::traffic::{change, publish_taken, request};
+use crate::support::traffic::{change, publish, publish_taken, request};
 
 /// How long an aggregate may take.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -210,9 +210,8 @@ async fn an_idle_daemon_publishes_every_window_with_zeros_from_the_first_on() {
     assert!(farewell.to >= last);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn counts_are_what_was_sent() {
-    let nats = Nats::start().await;
+async fn counts_are_what_was_sent(has_jetstream: bool) {
+    let nats = Nats::start_with(has_jetstream, "").await;
     let client = nats.connect().await.client().clone();
     let mut aggregates = subscribe(&client).await;
     let setup = Setup::new(&nats)
@@ -222,7 +221,7 @@ async fn counts_are_what_was_sent() {
     for user in 0..5 {
         let user = format!("user {user}");
         let on_change = async |payload: String| {
-            publish_taken(&client, "AlarmStatusChanged", payload).await;
+            publish(&client, "AlarmStatusChanged", payload).await;
         };
         on_change(change(&user, "a", "WARNING", 10)).await;
         on_change(change(&user, "b", "CRITICAL", 11)).await;
@@ -271,8 +270,17 @@ async fn counts_are_what_was_sent() {
         let is_in_time = tokio::time::Instant::now() < deadline;
         assert!(is_in_time, "{:#?}", aggregate.metrics);
     }
-    judge::judge(&client).await;
     assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_are_what_was_sent_on_jetstream() {
+    counts_are_what_was_sent(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn counts_are_what_was_sent_on_core_nats() {
+    counts_are_what_was_sent(false).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -34,7 +34,7 @@ use crate::support::nats::Nats;
 use crate::support::traffic::{change, publish_taken, request};
 
 /// How long anything may take.
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_mins(1);
 /// The alarm at which a worker panics every time; what begins so, too.
 const ALWAYS: &str = "always";
 /// The user whose digest a producer cannot write, and whose change a listener cannot read.

@@ -453,6 +453,7 @@ mod tests {
             !detail.is_empty() && detail.chars().count() < 256,
             "{detail}"
         );
+        assert!(Reject::CODES.contains(&refused.code()), "{refused}");
         refused.code()
     }
 
