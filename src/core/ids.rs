@@ -57,7 +57,9 @@ impl Ord for Id {
     fn cmp(&self, other: &Self) -> Ordering {
         match (self, other) {
             // Lower-case hexadecimal digits and fixed hyphens order as the bytes they print.
-            (Self::Uuid(one), Self::Uuid(two)) => one.cmp(two),
+            (Self::Uuid(one), Self::Uuid(two)) => {
+                u128::from_be_bytes(*one).cmp(&u128::from_be_bytes(*two))
+            }
             (Self::Text(one), Self::Text(two)) => one.cmp(two),
             (Self::Uuid(one), Self::Text(two)) => print_uuid(one).as_slice().cmp(two.as_bytes()),
             (Self::Text(one), Self::Uuid(two)) => one.as_bytes().cmp(print_uuid(two).as_slice()),
@@ -84,35 +86,52 @@ impl fmt::Debug for Id {
 }
 
 const HYPHENS: [usize; 4] = [8, 13, 18, 23];
+/// Where the two digits of each byte of a printed UUID begin.
+const DIGITS_AT: [usize; 16] = [0, 2, 4, 6, 9, 11, 14, 16, 19, 21, 24, 26, 28, 30, 32, 34];
+/// What [`NIBBLES`] holds for a byte that is no lower-case hexadecimal digit.
+const NO_DIGIT: u8 = 0xff;
+/// The value of each lower-case hexadecimal digit.
+const NIBBLES: [u8; 256] = nibbles();
+
+const fn nibbles() -> [u8; 256] {
+    let mut nibbles = [NO_DIGIT; 256];
+    let digits = *b"0123456789abcdef";
+    let mut value = 0;
+    while value < 16 {
+        nibbles[digits[value] as usize] = value as u8;
+        value += 1;
+    }
+    nibbles
+}
 
 fn parse_uuid(text: &[u8]) -> Option<[u8; 16]> {
-    if text.len() != 36 || HYPHENS.iter().any(|&at| text.get(at) != Some(&b'-')) {
+    // A fixed length lets the compiler drop every check of a bound.
+    let text: &[u8; 36] = text.try_into().ok()?;
+    if HYPHENS.iter().any(|&at| text.get(at) != Some(&b'-')) {
         return None;
     }
-    let mut digits = (0..36).filter(|at| !HYPHENS.contains(at)).map(|at| {
-        match text.get(at).copied().unwrap_or_default() {
-            digit @ b'0'..=b'9' => Some(digit - b'0'),
-            letter @ b'a'..=b'f' => Some(letter - b'a' + 10),
-            _ => None,
-        }
-    });
+    let nibble = |at: usize| {
+        let digit = text.get(at).copied().unwrap_or_default();
+        NIBBLES.get(usize::from(digit)).copied().unwrap_or(NO_DIGIT)
+    };
     let mut bytes = [0; 16];
-    for byte in &mut bytes {
-        *byte = digits.next()?? << 4 | digits.next()??;
+    let mut seen = 0;
+    for (byte, &at) in bytes.iter_mut().zip(&DIGITS_AT) {
+        let (high, low) = (nibble(at), nibble(at + 1));
+        seen |= high | low;
+        *byte = high << 4 | low;
     }
-    Some(bytes)
+    // No digit's value has a bit above the fourth.
+    (seen < 16).then_some(bytes)
 }
 
 fn print_uuid(bytes: &[u8; 16]) -> [u8; 36] {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or_default();
-    let mut nibbles = bytes
-        .iter()
-        .flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]);
     let mut text = [b'-'; 36];
-    for (at, place) in text.iter_mut().enumerate() {
-        if !HYPHENS.contains(&at) {
-            *place = nibbles.next().unwrap_or_default();
+    for (byte, &at) in bytes.iter().zip(&DIGITS_AT) {
+        if let Some([high, low]) = text.get_mut(at..at + 2) {
+            (*high, *low) = (digit(byte >> 4), digit(byte & 15));
         }
     }
     text

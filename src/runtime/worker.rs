@@ -71,10 +71,15 @@ struct DeathNotice<D: Domain> {
     incarnation: u32,
     /// The message that is being applied.
     at: Option<Cursor>,
+    /// Set when the process ends anyway: nobody is to start the worker again.
+    is_last: bool,
 }
 
 impl<D: Domain> Drop for DeathNotice<D> {
     fn drop(&mut self) {
+        if self.is_last {
+            return;
+        }
         let (worker, incarnation, at) = (self.worker, self.incarnation, self.at);
         // A router that is gone, too, is being stopped.
         drop(self.router.try_send(WorkerDown {
@@ -116,6 +121,7 @@ impl<D: Domain> Worker<D> {
             worker,
             incarnation,
             at: None,
+            is_last: false,
         };
         Self {
             shared,
@@ -285,7 +291,7 @@ impl<D: Domain> Worker<D> {
                 error!(%error, worker = self.notice.worker, "commit refused");
                 return ctx.stop();
             }
-            Err(error) => return self.shared.faults.report(Fault::Store(error)),
+            Err(error) => return self.end(error, ctx),
         };
         for &(partition, number) in issued {
             if let Some(partition) = self.partition(partition) {
@@ -299,6 +305,13 @@ impl<D: Domain> Worker<D> {
         self.write_snapshot(ctx);
         self.perform(ctx);
         self.finish_flush(ctx);
+    }
+
+    /// Ends the process, and this worker at once: nothing more of it is released or committed.
+    fn end(&mut self, error: StoreError, ctx: &mut Context<Self>) {
+        self.shared.faults.report(Fault::Store(error));
+        self.notice.is_last = true;
+        ctx.stop();
     }
 
     fn tell_committed(&self, number: u64) {
@@ -436,7 +449,7 @@ impl<D: Domain> Actor for Worker<D> {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         if let Err(error) = self.recover() {
-            return self.shared.faults.report(Fault::Store(error));
+            return self.end(error, ctx);
         }
         self.shared.pulse.beat(self.notice.worker);
         self.shared.pulse.set_recovered(self.notice.worker, true);

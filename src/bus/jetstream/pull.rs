@@ -263,6 +263,8 @@ impl Pull {
 struct Order {
     /// What a reply subject of this consumer contains before its numbers.
     marker: String,
+    /// Where the marker ended in the last message's reply subject: it always does there.
+    numbers_at: usize,
     last_consumer_sequence: u64,
     num_outstanding: u64,
     subjects: Subjects,
@@ -272,6 +274,7 @@ impl Order {
     fn new(stream: &str, consumer: &str) -> Self {
         Self {
             marker: format!(".{stream}.{consumer}."),
+            numbers_at: 0,
             last_consumer_sequence: 0,
             num_outstanding: 0,
             subjects: Subjects::default(),
@@ -311,7 +314,7 @@ impl Order {
         let place = message
             .reply
             .as_deref()
-            .and_then(|reply| read_place(reply, &self.marker));
+            .and_then(|reply| read_place(reply, &self.marker, &mut self.numbers_at));
         let Some((meta, consumer_sequence)) = place else {
             return Err(broken("a message came without its place in the stream"));
         };
@@ -359,9 +362,16 @@ impl Order {
 
 /// Reads `…<marker><deliveries>.<stream sequence>.<consumer sequence>.<nanoseconds>.<pending>[.…]`.
 ///
-/// Before the marker stand a domain and an account or nothing, depending on the server.
-fn read_place(reply: &str, marker: &str) -> Option<(Meta, u64)> {
-    let at = reply.find(marker)? + marker.len();
+/// Before the marker stand a domain and an account or nothing, depending on the server; `numbers_at` remembers
+/// where it ended.
+fn read_place(reply: &str, marker: &str, numbers_at: &mut usize) -> Option<(Meta, u64)> {
+    let is_there = reply
+        .get(..*numbers_at)
+        .is_some_and(|head| head.ends_with(marker));
+    if !is_there {
+        *numbers_at = reply.find(marker)? + marker.len();
+    }
+    let at = *numbers_at;
     let mut numbers = reply
         .get(at..)?
         .split('.')
@@ -434,14 +444,18 @@ mod tests {
             "$JS.ACK.TOCSIN_IN.c1.1.22.33.1700000000000000001.4",
             "$JS.ACK._.hash.TOCSIN_IN.c1.1.22.33.1700000000000000001.4.token",
         ] {
-            assert_eq!(read_place(reply, ".TOCSIN_IN.c1."), expected, "{reply}");
+            assert_eq!(
+                read_place(reply, ".TOCSIN_IN.c1.", &mut 0),
+                expected,
+                "{reply}"
+            );
         }
         for reply in [
             "",
             "$JS.ACK.TOCSIN_IN.c2.1.22.33.17.4",
             "$JS.ACK.TOCSIN_IN.c1.1.22",
         ] {
-            assert_eq!(read_place(reply, ".TOCSIN_IN.c1."), None, "{reply}");
+            assert_eq!(read_place(reply, ".TOCSIN_IN.c1.", &mut 0), None, "{reply}");
         }
     }
 
