@@ -113,7 +113,7 @@ async fn a_digest_of_many_parts_survives_a_kill_between_them() {
         for alarm in 0..ALARMS {
             let payload = change(
                 "ann",
-                &format!("alarm {alarm} with a name of its own {:060}", alarm),
+                &format!("alarm {alarm} with a name of its own {alarm:060}"),
                 ["WARNING", "CRITICAL"][round],
                 alarm / 3 + 10_000 * round as u64,
             );
@@ -125,7 +125,8 @@ async fn a_digest_of_many_parts_survives_a_kill_between_them() {
         client.flush().await.expect("the server answers");
         // Room for the first part, and not for the second.
         let parts = judge::read_stream(&client, "TOCSIN_OUT").await.len();
-        limit_output(&client, parts as i64 + 1).await;
+        let room = i64::try_from(parts + 1).expect("few messages");
+        limit_output(&client, room).await;
         publish_taken(&client, "SendAlarmDigest", request("ann")).await;
         ring(&client, "ann", 20_000 + round as u64).await;
         eventually("the second part refused", async || {
