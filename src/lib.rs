@@ -7,8 +7,7 @@
 //! | [`domains`] | the state machines, pure |
 //! | [`store`] | what is durable |
 //! | [`bus`] | NATS |
-//! | [`cli`] | one file a subcommand, exit statuses |
-//! | [`telemetry`] | logging |
+//! | [`runtime`] | the actors around the core |
 //! | [`config`] | every setting, its bounds and its origin |
 //! | [`app`] | the daemon from its configuration to its end |
 //! | [`cli`] | the command line |

@@ -321,10 +321,6 @@ impl Bus for MemoryBus {
     fn duplicate_window(&self) -> Option<Duration> {
         Some(self.0.lock().duplicate_window)
     }
-
-    fn clock_offset(&self) -> Duration {
-        Duration::ZERO
-    }
 }
 
 impl Output for MemoryBus {

@@ -237,7 +237,4 @@ pub trait Bus: Send + Sync {
 
     /// The broker's duplicate window: an id that is older is stored again. `None`: there is none.
     fn duplicate_window(&self) -> Option<Duration>;
-
-    /// The difference between the broker's clock and ours, when it was last seen.
-    fn clock_offset(&self) -> Duration;
 }

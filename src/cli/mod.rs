@@ -9,7 +9,7 @@
 //! | 70 | a defect |
 //! | 74 | a write or fsync failed |
 //!
-//! What a command prints for reading goes to standard output through [`print`]; standard error gets
+//! What a command prints for reading goes to standard output through [`print()`]; standard error gets
 //! logs, and at most one line of ours. Nothing here decides anything: commands call the library.
 
 pub mod arguments;

@@ -15,6 +15,7 @@ pub struct Args {
 }
 
 /// Becomes nats-server; returns only to say why it cannot.
+#[must_use]
 pub fn run(args: Args) -> Failure {
     let error = exec_nats_server(args.args.into_iter());
     Failure::new(

@@ -334,6 +334,10 @@ impl<M> Outbox<M> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::redundant_closure_for_method_calls,
+    reason = "the method's lifetime is too narrow for where the closure goes"
+)]
 mod tests {
     use super::*;
 

@@ -77,6 +77,18 @@ impl Rows {
     }
 }
 
+impl<'a> IntoIterator for &'a Rows {
+    type Item = Row<'a>;
+    type IntoIter = RowIter<'a>;
+
+    fn into_iter(self) -> RowIter<'a> {
+        self.iter()
+    }
+}
+
+/// A row's key, and its value unless it is gone.
+pub type Row<'a> = Result<(&'a [u8], Option<&'a [u8]>), CorruptRow>;
+
 /// Iterates over encoded rows; ends after the first that cannot be read.
 #[derive(Clone, Debug)]
 pub struct RowIter<'a> {
@@ -94,7 +106,7 @@ impl<'a> RowIter<'a> {
         }
     }
 
-    fn read(&mut self) -> Result<(&'a [u8], Option<&'a [u8]>), CorruptRow> {
+    fn read(&mut self) -> Row<'a> {
         let key_len = self.reader.varint()?;
         let value_len = self.reader.varint()?;
         let key = self.reader.take(key_len)?;
@@ -107,7 +119,7 @@ impl<'a> RowIter<'a> {
 }
 
 impl<'a> Iterator for RowIter<'a> {
-    type Item = Result<(&'a [u8], Option<&'a [u8]>), CorruptRow>;
+    type Item = Row<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.is_broken || self.reader.is_at_end() {
@@ -354,9 +366,9 @@ mod tests {
         fn junk_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
             let _ = RowIter::new(&bytes).count();
             let mut reader = Reader::new(&bytes);
-            let _ = reader.id();
-            let _ = reader.varint();
-            let _ = reader.text();
+            drop(reader.id());
+            drop(reader.varint());
+            drop(reader.text());
         }
     }
 }

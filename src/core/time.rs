@@ -352,7 +352,9 @@ mod tests {
 
         #[test]
         fn no_text_makes_it_panic(text in "\\PC*") {
-            let _ = Timestamp::parse(&text);
+            if let Ok(instant) = Timestamp::parse(&text) {
+                prop_assert_eq!(Timestamp::parse(&instant.to_string()), Ok(instant));
+            }
         }
     }
 }

@@ -26,12 +26,17 @@ pub struct Batch {
     pub permit: OwnedSemaphorePermit,
 }
 
+/// Reads a message: its user's placement hash and what it says, or why it is refused.
+pub type Decode<D> = fn(&RawMessage, &Limits) -> Result<(u64, <D as Domain>::Command), DeadLetter>;
+/// Writes what is owed as messages, each no larger with its headers than so many bytes, in order.
+pub type Encode<D> = fn(&Owed<<D as Domain>::Outgoing>, usize) -> Result<Vec<Outbound>, String>;
+
 /// How the domain's messages look outside: everything that the runtime needs to know of them.
 pub struct Codec<D: Domain> {
-    /// Reads a message: its user's placement hash and what it says, or why it is refused.
-    pub decode: fn(&RawMessage, &Limits) -> Result<(u64, D::Command), DeadLetter>,
-    /// Writes what is owed as messages, each no larger with its headers than so many bytes, in order.
-    pub encode: fn(&Owed<D::Outgoing>, usize) -> Result<Vec<Outbound>, String>,
+    /// Bytes to commands.
+    pub decode: Decode<D>,
+    /// What is owed to bytes.
+    pub encode: Encode<D>,
     /// Names what was counted.
     pub observe: fn(D::Tally, &mut Vec<Observation>),
     /// Names what a state holds now.

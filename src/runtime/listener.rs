@@ -27,11 +27,10 @@ pub(super) struct Listener<D: Domain> {
 
 impl<D: Domain> Listener<D> {
     pub(super) fn new(shared: Arc<Shared<D>>, routers: Vec<Addr<Router<D>>>) -> Self {
-        let _lifeline = shared.faults.clone().lifeline("listener");
         Self {
+            _lifeline: shared.faults.clone().lifeline("listener"),
             shared,
             routers,
-            _lifeline,
         }
     }
 }

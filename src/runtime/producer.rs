@@ -16,17 +16,16 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use crate::bus::{Confirmation, Outbound, PublishError};
+use crate::bus::{Confirmation, Outbound, PublishError, wall_clock};
 use crate::core::ids::PartitionId;
 use crate::core::outbox::{Body, OutboxKey, Owed};
 use crate::core::partition::Domain;
-use crate::core::time::Timestamp;
 
 use super::delivery::{Outcome, Publish, Settled};
 use super::metrics::{Aggregator, Metric, Observation, Observed, Source};
@@ -198,9 +197,7 @@ impl<D: Domain> Producer<D> {
                 Body::DeadLetter(_) => Observation::count(Metric::DeadLettersPublished, 1),
             });
             if !owed.is_recovered && matches!(owed.body, Body::Message(_)) {
-                let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-                let now = Timestamp::EPOCH.plus(now.unwrap_or_default());
-                let waited = now.since(owed.since).max(ended.took);
+                let waited = wall_clock().since(owed.since).max(ended.took);
                 observations.push(Observation::sample(
                     Metric::RequestToPublished,
                     waited.as_secs_f64(),

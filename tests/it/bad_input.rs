@@ -57,7 +57,7 @@ fn refused() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ),
         on_change("in_future", &field("ChangedAt", "\"2999-01-01T00:00:00Z\"")),
         (
-            "missing_field",
+            "wrong_type",
             "SendAlarmDigest.3",
             b"{\"userid\":\"u\",\"UserID\":7,\"x\":1}".to_vec(),
         ),

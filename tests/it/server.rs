@@ -8,10 +8,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use tocsin::bus::server::{NatsServer, Port, ServerError, exec_nats_server};
 
 use crate::support::eventually;
-use crate::support::nats::{Nats, settings};
-
-/// Set in a process that a test started from this same program.
-const ROLE: &str = "TOCSIN_TEST_ROLE";
+use crate::support::nats::{Nats, ROLE, settings};
 
 fn exists(pid: u32) -> bool {
     let pid = Pid::from_raw(pid.cast_signed()).expect("a process id");
@@ -76,7 +73,7 @@ async fn a_configuration_that_cannot_be_read_is_said_with_the_servers_own_words(
     assert!(error.to_string().contains("Parse error"), "{error}");
 }
 
-/// Not a test of its own: what the next test starts, as `tocsin __nats-server` is.
+/// Not a test of its own: what every server is started by, as by `tocsin __nats-server`.
 #[test]
 fn entry_of_the_launcher() {
     if std::env::var(ROLE).as_deref() == Ok("launcher") {
@@ -92,18 +89,7 @@ async fn entry_of_the_parent() {
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");
-    let mut settings = settings(folder.path(), true, "");
-    let program = std::env::current_exe().expect("this program");
-    settings.launcher = vec!["/usr/bin/env".into(), format!("{ROLE}=launcher").into()];
-    settings.launcher.push(program.into());
-    for arg in [
-        "--exact",
-        "server::entry_of_the_launcher",
-        "--nocapture",
-        "--",
-    ] {
-        settings.launcher.push(arg.into());
-    }
+    let settings = settings(folder.path(), true, "");
     let server = NatsServer::start(settings).await.expect("a server");
     println!("\nserver {}", server.pid());
     server.ended().await;

@@ -462,7 +462,7 @@ fn header_of(ready: &Ready) -> (usize, Header) {
 }
 
 fn restore<D: Observed>(partition: &mut Partition<D>, rows: &Rows) {
-    for row in rows.iter() {
+    for row in rows {
         let (key, value) = row.expect("whole rows");
         partition.restore(key, value).expect("rows of ours");
     }
@@ -488,7 +488,7 @@ fn check_removals<D: Observed>(
     rows: &Rows,
     output: &[Published],
 ) -> Checked {
-    for row in rows.iter() {
+    for row in rows {
         let (key, value) = row.expect("whole rows");
         let (Some((&1, key)), None) = (key.split_first(), value) else {
             continue;

@@ -160,10 +160,6 @@ impl Bus for CoreNats {
     fn duplicate_window(&self) -> Option<Duration> {
         None
     }
-
-    fn clock_offset(&self) -> Duration {
-        Duration::ZERO
-    }
 }
 
 /// What only happens when the client has ended, which lasts as long as its connection.

@@ -226,6 +226,11 @@ impl Api {
             .await
     }
 
+    pub(super) async fn update(&self, config: &StreamConfig) -> Result<StreamInfo, ApiError> {
+        self.call(&format!("STREAM.UPDATE.{}", config.name), config)
+            .await
+    }
+
     /// The message of that sequence; `None` when the stream holds none.
     pub(super) async fn message(
         &self,

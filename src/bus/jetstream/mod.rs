@@ -192,11 +192,12 @@ impl JetStream {
         let reading = Api::new(connect("input").await?);
         let publishing = Api::new(connect("output").await?);
         let input = streams.wanted_input();
+        // The smallest first: room may lack.
+        ensure_for_ever(&control, &streams.wanted_claim()).await?;
         ensure_for_ever(&control, &input).await?;
         for wanted in streams.wanted_outputs() {
             ensure_for_ever(&control, &wanted).await?;
         }
-        ensure_for_ever(&control, &streams.wanted_claim()).await?;
         let targets = streams.outputs.iter().enumerate();
         let targets = targets.map(|(i, output)| Target {
             subject: output.subject.clone(),
@@ -270,9 +271,5 @@ impl Bus for JetStream {
     fn duplicate_window(&self) -> Option<Duration> {
         let windows = self.streams.outputs.iter();
         windows.map(|output| output.duplicate_window).min()
-    }
-
-    fn clock_offset(&self) -> Duration {
-        self.monitor.offset()
     }
 }

@@ -5,13 +5,14 @@
 //! each of its limits. It decides nothing, and a failed look is only a look less.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::api::{Api, StreamInfo};
+use crate::bus::wall_clock;
 use crate::core::position::Position;
 use crate::core::time::Timestamp;
 
@@ -34,7 +35,6 @@ struct Seen {
     read_up_to: u64,
     /// The broker's time of the last look at which nothing waited.
     caught_up_at: Timestamp,
-    offset: Duration,
     is_offset_said: bool,
 }
 
@@ -56,9 +56,9 @@ impl Monitor {
             loop {
                 ticks.tick().await;
                 api.connection().connected().await;
-                let asked = now();
+                let asked = wall_clock();
                 if let Ok(info) = api.stream(&stream).await {
-                    looking.saw(info, asked, now());
+                    looking.saw(info, asked, wall_clock());
                 }
             }
         });
@@ -68,11 +68,6 @@ impl Monitor {
     /// The reader has yielded everything up to here.
     pub(super) fn read_up_to(&self, position: &Position) {
         self.lock().read_up_to = position.cursor.sequence;
-    }
-
-    /// How the broker's clock differs from ours.
-    pub(super) fn offset(&self) -> Duration {
-        self.lock().offset
     }
 
     /// What waits beyond a position; `None` before the first look.
@@ -86,12 +81,12 @@ impl Monitor {
         let mut seen = self.lock();
         if let Some(theirs) = info.now {
             // The answer was made at some instant between the two.
-            seen.offset = theirs.since(answered).max(asked.since(theirs));
-            let is_off = seen.offset > MAX_OFFSET;
+            let offset = theirs.since(answered).max(asked.since(theirs));
+            let is_off = offset > MAX_OFFSET;
             if is_off != seen.is_offset_said {
                 seen.is_offset_said = is_off;
                 if is_off {
-                    error!(offset = ?seen.offset, broker = %theirs, ours = %answered, "our clock and the broker's differ; set both by NTP");
+                    error!(?offset, broker = %theirs, ours = %answered, "our clock and the broker's differ; set both by NTP");
                 } else {
                     info!("our clock and the broker's agree again");
                 }
@@ -147,12 +142,6 @@ fn share(part: u64, whole: u64) -> f64 {
     } else {
         part as f64 / whole as f64
     }
-}
-
-/// Our own clock: only ever compared with the broker's.
-fn now() -> Timestamp {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    Timestamp::EPOCH.plus(since.unwrap_or_default())
 }
 
 #[cfg(test)]

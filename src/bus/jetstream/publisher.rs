@@ -29,13 +29,13 @@ use tracing::debug;
 use super::api::{Api, code};
 use super::pull::{From, Pull};
 use crate::bus::connection::{Connection, State, Violation};
+use crate::bus::wire::MESSAGE_ID_HEADER;
 use crate::bus::{BusError, Confirmation, Outbound, Output, PublishError};
 
 /// How long one attempt waits for its answer, a connection included.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
 /// So many signs of life without a message end a search.
 const MAX_IDLE: u32 = 3;
-const MESSAGE_ID: &str = "Nats-Msg-Id";
 
 type Answer = Result<Confirmation, PublishError>;
 
@@ -133,7 +133,7 @@ impl Shared {
 
     async fn publish(self: Arc<Self>, message: Outbound) -> Answer {
         let mut headers = HeaderMap::new();
-        headers.insert(MESSAGE_ID, message.id.as_str());
+        headers.insert(MESSAGE_ID_HEADER, message.id.as_str());
         for (name, value) in &message.headers {
             headers.insert(*name, value.as_str());
         }
@@ -260,7 +260,7 @@ impl Output for Publisher {
 fn wire_size(message: &Outbound) -> usize {
     const FRAME: usize = "NATS/1.0\r\n\r\n".len();
     const LINE: usize = ": \r\n".len();
-    let id = MESSAGE_ID.len() + message.id.len() + LINE;
+    let id = MESSAGE_ID_HEADER.len() + message.id.len() + LINE;
     let headers = message.headers.iter();
     let headers = headers.map(|(name, value)| name.len() + value.len() + LINE);
     FRAME + id + headers.sum::<usize>() + message.payload.len()
@@ -374,7 +374,7 @@ async fn find(
             let id = message
                 .headers
                 .as_ref()
-                .and_then(|headers| headers.get(MESSAGE_ID));
+                .and_then(|headers| headers.get(MESSAGE_ID_HEADER));
             if let Some(id) = id.filter(|id| ids.contains(id.as_str())) {
                 found.push((id.as_str().to_owned(), message.meta.sequence));
             }

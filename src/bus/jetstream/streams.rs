@@ -94,8 +94,12 @@ async fn create(api: &Api, wanted: &Wanted) -> Result<StreamInfo, BusError> {
     let name = &wanted.config.name;
     let mut config = wanted.config.clone();
     clamp(api, &mut config).await?;
+    let clamped = config.max_bytes;
     loop {
         let error = match api.create(&config).await {
+            Ok(created) if config.max_bytes < clamped => {
+                return leave_room(api, wanted, config, created).await;
+            }
             Ok(created) => {
                 info!(
                     stream = name,
@@ -106,16 +110,15 @@ async fn create(api: &Api, wanted: &Wanted) -> Result<StreamInfo, BusError> {
             }
             Err(error) => error,
         };
-        let ApiError::Refused { code, description } = &error else {
+        let ApiError::Refused { code, .. } = &error else {
             return Err(unavailable("create", name, &error));
         };
         match *code {
-            // The server's own store is smaller than what the account may have.
+            // The server's own store is smaller than what the account may have, and says not how small.
             code::STORAGE_EXCEEDED | code::RESOURCES_EXCEEDED | code::INSUFFICIENT_RESOURCES
                 if config.max_bytes / 2 >= MIN_BYTES =>
             {
                 config.max_bytes /= 2;
-                warn!(stream = name, max_bytes = config.max_bytes, error = %description, "the broker has no room for the stream that is configured, trying half");
             }
             // Someone else was faster.
             code::STREAM_NAME_IN_USE => {
@@ -132,6 +135,29 @@ async fn create(api: &Api, wanted: &Wanted) -> Result<StreamInfo, BusError> {
             _ => return Err(unavailable("create", name, &error)),
         }
     }
+}
+
+/// Halves a stream that took most of what was left, so that the next ones find room.
+async fn leave_room(
+    api: &Api,
+    wanted: &Wanted,
+    mut config: StreamConfig,
+    created: StreamInfo,
+) -> Result<StreamInfo, BusError> {
+    let name = &config.name;
+    let half = config.max_bytes / 2;
+    if half < MIN_BYTES {
+        return Ok(created);
+    }
+    warn!(
+        stream = name,
+        wanted = wanted.config.max_bytes,
+        max_bytes = half,
+        "the broker has no room for what is configured, the stream gets half of what fits"
+    );
+    config.max_bytes = half;
+    let updated = api.update(&config).await;
+    updated.map_err(|error| unavailable("halve", &config.name, &error))
 }
 
 /// Holds the stream at half of what the account may still store.

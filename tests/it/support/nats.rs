@@ -1,5 +1,6 @@
 //! A real nats-server for one test: a port and a folder of its own, gone with the guard.
 
+use std::ffi::OsString;
 use std::ops::{Deref, DerefMut};
 use std::path::Path;
 use std::time::Duration;
@@ -78,14 +79,33 @@ pub(crate) fn say_what_happens() {
     log.with_test_writer().try_init().ok();
 }
 
-/// A server started directly, on any port.
+/// A server on any port.
 pub(crate) fn settings(folder: &Path, has_jetstream: bool, config: &str) -> Settings {
     Settings {
         program: find_program().unwrap_or_else(|error| panic!("{error}")),
-        launcher: Vec::new(),
+        launcher: launcher(),
         folder: folder.to_owned(),
         port: Port::Any,
         has_jetstream,
         config: config.to_owned(),
     }
+}
+
+/// Set in a process that a test started from this same program, to what it is to do.
+pub(crate) const ROLE: &str = "TOCSIN_TEST_ROLE";
+
+/// This program as a launcher: a test run that is killed leaves no server behind.
+pub(crate) fn launcher() -> Vec<OsString> {
+    let program = std::env::current_exe().expect("this program");
+    let mut launcher: Vec<OsString> =
+        vec!["/usr/bin/env".into(), format!("{ROLE}=launcher").into()];
+    launcher.push(program.into());
+    let entry = [
+        "--exact",
+        "server::entry_of_the_launcher",
+        "--nocapture",
+        "--",
+    ];
+    launcher.extend(entry.map(OsString::from));
+    launcher
 }

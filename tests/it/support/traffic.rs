@@ -1,8 +1,11 @@
 //! Messages for tests, and publishers that wait for their confirmation.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// `SplitMix64`: a seed gives one history.
@@ -59,4 +62,116 @@ pub(crate) async fn publish_taken(
         answer == "{\"ok\":true}" || answer.contains("\"seq\":"),
         "{answer}"
     );
+}
+
+/// One random message: mostly changes, out of order and repeated; requests; now and then junk.
+fn random_message(random: &mut Random) -> (String, String) {
+    let user = random.below(40);
+    let twin = |random: &mut Random, base: &str| match random.below(3) {
+        0 => format!("{base}.{}", random.below(3)),
+        _ => base.to_owned(),
+    };
+    match random.below(20) {
+        0 => (
+            twin(random, "AlarmStatusChanged"),
+            format!("{{\"UserID\":\"{user}\" junk {}", random.next()),
+        ),
+        1..=4 => (
+            twin(random, "SendAlarmDigest"),
+            format!("{{\"UserID\":\"user {user}\"}}"),
+        ),
+        _ => {
+            let alarm = random.below(12);
+            let status = ["CLEARED", "WARNING", "CRITICAL"][random.below(3) as usize];
+            let (minute, second, milli) = (random.below(60), random.below(60), random.below(1000));
+            let payload = format!(
+                "{{\"AlarmID\":\"alarm {alarm}\",\"UserID\":\"user {user}\",\"Status\":\"{status}\",\"ChangedAt\":\"2026-01-01T10:{minute:02}:{second:02}.{milli:03}Z\"}}"
+            );
+            (twin(random, "AlarmStatusChanged"), payload)
+        }
+    }
+}
+
+/// Makes a message: its subject and its payload.
+pub(crate) type RandomMessage = fn(&mut Random) -> (String, String);
+
+/// Publishes confirmed messages until it is told to stop; a message without confirmation is sent again.
+async fn publish_traffic(
+    random_message: RandomMessage,
+    client: Client,
+    seed: u64,
+    stop: Arc<AtomicBool>,
+    num: Arc<AtomicU64>,
+) {
+    let mut random = Random(seed);
+    while !stop.load(Ordering::Relaxed) {
+        let burst: Vec<_> = (0..50).map(|_| random_message(&mut random)).collect();
+        for (subject, payload) in burst {
+            while !is_confirmed(&client, &subject, &payload).await {}
+            num.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+async fn is_confirmed(client: &Client, subject: &str, payload: &str) -> bool {
+    let answer = client.request(subject.to_owned(), payload.to_owned().into());
+    match timeout(Duration::from_secs(2), answer).await {
+        Ok(Ok(answer)) => String::from_utf8_lossy(&answer.payload).contains("\"seq\":"),
+        Ok(Err(_)) | Err(_) => false,
+    }
+}
+
+/// Publishers of confirmed messages, at work until they are told to stop.
+pub(crate) struct Traffic {
+    stop: Arc<AtomicBool>,
+    num: Arc<AtomicU64>,
+    publishers: Vec<JoinHandle<()>>,
+}
+
+impl Traffic {
+    /// Four publishers; the seeds give their messages.
+    pub(crate) fn start(client: &Client, first_seed: u64) -> Self {
+        Self::of(random_message, client, first_seed)
+    }
+
+    /// The same, with messages of another kind.
+    pub(crate) fn of(random_message: RandomMessage, client: &Client, first_seed: u64) -> Self {
+        let (stop, num) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let publishers = (first_seed..first_seed + 4).map(|seed| {
+            let publishing = publish_traffic(
+                random_message,
+                client.clone(),
+                seed,
+                Arc::clone(&stop),
+                Arc::clone(&num),
+            );
+            tokio::spawn(publishing)
+        });
+        let publishers = publishers.collect();
+        Self {
+            stop,
+            num,
+            publishers,
+        }
+    }
+
+    /// Waits until so many more messages were published.
+    pub(crate) async fn after(&self, more: u64) {
+        let until = self.num.load(Ordering::Relaxed) + more;
+        super::eventually("traffic", async || {
+            self.num.load(Ordering::Relaxed) >= until
+        })
+        .await;
+    }
+
+    /// Waits for the last confirmations.
+    pub(crate) async fn stop(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for publisher in self.publishers {
+            publisher.await.expect("the publisher ends");
+        }
+    }
 }
