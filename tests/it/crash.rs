@@ -3,7 +3,7 @@
 use crate::support::daemon::Setup;
 use crate::support::judge;
 use crate::support::nats::Nats;
-use crate::support::traffic::{Random, Traffic, change};
+use crate::support::traffic::{Random, Traffic, message_for_large_digests};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_kills_lose_and_repeat_nothing() {
@@ -53,31 +53,13 @@ async fn kills_of_the_broker_and_of_the_daemon_lose_and_repeat_nothing() {
     drop(daemon);
 }
 
-/// Many alarms and few requests: digests that a small `max_payload` splits.
-fn random_message_of_large_digests(random: &mut Random) -> (String, String) {
-    let user = random.below(6);
-    if random.below(40) == 0 {
-        let payload = format!("{{\"UserID\":\"user {user}\"}}");
-        return ("SendAlarmDigest".to_owned(), payload);
-    }
-    let (alarm, at) = (random.below(200), random.below(3600));
-    let status = ["WARNING", "CRITICAL"][random.below(2) as usize];
-    let payload = change(
-        &format!("user {user}"),
-        &format!("alarm {alarm}"),
-        status,
-        at,
-    );
-    ("AlarmStatusChanged".to_owned(), payload)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn split_digests_survive_kills_freezes_and_another_number_of_actors() {
     let mut nats = Nats::start_with(true, "max_payload: 1KB").await;
     let mut setup = Setup::new(&nats).set("output.duplicate_window=1s");
     let client = nats.connect().await.client().clone();
     let mut daemon = setup.start_ready();
-    let traffic = Traffic::of(random_message_of_large_digests, &client, 20);
+    let traffic = Traffic::start_with(&client, 20, message_for_large_digests);
     let mut random = Random(4711);
     for round in 0..30 {
         traffic.after(50 + random.below(150)).await;

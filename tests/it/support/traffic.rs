@@ -92,12 +92,26 @@ fn random_message(random: &mut Random) -> (String, String) {
     }
 }
 
-/// Makes a message: its subject and its payload.
-pub(crate) type RandomMessage = fn(&mut Random) -> (String, String);
+/// Many alarms and few requests: digests that a small `max_payload` splits.
+pub(crate) fn message_for_large_digests(random: &mut Random) -> (String, String) {
+    let user = format!("user {}", random.below(6));
+    if random.below(40) == 0 {
+        return ("SendAlarmDigest".to_owned(), request(&user));
+    }
+    let (alarm, at) = (format!("alarm {}", random.below(200)), random.below(3600));
+    let status = ["WARNING", "CRITICAL"][random.below(2) as usize];
+    (
+        "AlarmStatusChanged".to_owned(),
+        change(&user, &alarm, status, at),
+    )
+}
+
+/// Makes the next message of a history: its subject and its bytes.
+type MakeMessage = fn(&mut Random) -> (String, String);
 
 /// Publishes confirmed messages until it is told to stop; a message without confirmation is sent again.
 async fn publish_traffic(
-    random_message: RandomMessage,
+    make: MakeMessage,
     client: Client,
     seed: u64,
     stop: Arc<AtomicBool>,
@@ -105,7 +119,7 @@ async fn publish_traffic(
 ) {
     let mut random = Random(seed);
     while !stop.load(Ordering::Relaxed) {
-        let burst: Vec<_> = (0..50).map(|_| random_message(&mut random)).collect();
+        let burst: Vec<_> = (0..50).map(|_| make(&mut random)).collect();
         for (subject, payload) in burst {
             while !is_confirmed(&client, &subject, &payload).await {}
             num.fetch_add(1, Ordering::Relaxed);
@@ -129,20 +143,20 @@ pub(crate) struct Traffic {
 }
 
 impl Traffic {
-    /// Four publishers; the seeds give their messages.
+    /// Four publishers of everything there is; the seeds give their messages.
     pub(crate) fn start(client: &Client, first_seed: u64) -> Self {
-        Self::of(random_message, client, first_seed)
+        Self::start_with(client, first_seed, random_message)
     }
 
-    /// The same, with messages of another kind.
-    pub(crate) fn of(random_message: RandomMessage, client: &Client, first_seed: u64) -> Self {
+    /// Four publishers of these messages.
+    pub(crate) fn start_with(client: &Client, first_seed: u64, make: MakeMessage) -> Self {
         let (stop, num) = (
             Arc::new(AtomicBool::new(false)),
             Arc::new(AtomicU64::new(0)),
         );
         let publishers = (first_seed..first_seed + 4).map(|seed| {
             let publishing = publish_traffic(
-                random_message,
+                make,
                 client.clone(),
                 seed,
                 Arc::clone(&stop),
