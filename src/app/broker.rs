@@ -66,7 +66,9 @@ pub(super) async fn connect(config: &Config) -> Result<Arc<dyn Bus>, BusError> {
     ))
 }
 
-fn streams(config: &Config) -> Streams {
+/// The streams that the configuration asks for.
+#[must_use]
+pub fn streams(config: &Config) -> Streams {
     let output = |name: &str, subject: &str| OutputStream {
         name: name.to_owned(),
         subject: subject.to_owned(),

@@ -15,6 +15,7 @@ pub fn codec() -> Codec<State> {
     Codec {
         decode,
         encode,
+        counters,
         observe,
         observe_state,
     }
@@ -33,6 +34,14 @@ fn encode(owed: &Owed<Outgoing>, max_payload: usize) -> Result<Vec<Outbound>, St
         Body::DeadLetter(letter) => wire::split_dead_letter(&owed.id, letter, max_payload),
     }
     .map_err(|error| error.to_string())
+}
+
+fn counters(observations: &mut Vec<Observation>) {
+    observe(Tally::default(), observations);
+    for reason in wire::Reject::CODES {
+        observations.push(Observation::count(Metric::Refusals, 0).with("reason", reason));
+    }
+    observations.push(Observation::none(Metric::AlarmsPerDigest));
 }
 
 fn observe(tally: Tally, observations: &mut Vec<Observation>) {

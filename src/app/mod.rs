@@ -16,6 +16,7 @@ pub mod codec;
 mod supervisor;
 pub mod up;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use crate::config::{self, Config, InputStart, StoreKind};
 use crate::core::ids::StoreId;
 use crate::domains::State;
 use crate::domains::alarms;
-use crate::runtime::{Edges, Fault, Runtime, Settings};
+use crate::runtime::{Edges, Fault, Pulse, Runtime, Settings};
 use crate::store::embedded::{self, Embedded};
 use crate::store::memory::Memory;
 use crate::store::{Store, StoreError};
@@ -50,6 +51,20 @@ pub enum AppError {
     /// The child nats-server cannot be run.
     #[error(transparent)]
     Server(#[from] ServerError),
+    /// Another `up` has the folder.
+    #[error("data folder {} is in use by another tocsin up; use that one, or name another folder (--data)", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The folder of `up`, or a file in it, cannot be written.
+    #[error("failed to write {}: {error}; make it writable, or name another folder (--data)", path.display())]
+    Unwritable {
+        /// The folder or file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// The system refused something that every process may do.
     #[error("failed to {action}: {error}")]
     System {
@@ -261,44 +276,88 @@ impl Daemon {
 
     /// Stops the input, commits and publishes what is under way, and stops the actors.
     async fn drain(mut self, limit: Duration) -> Result<(), AppError> {
-        Supervisor::stopping();
+        self.supervisor.stopping(limit + STOP_TIMEOUT);
         info!(?limit, "draining");
-        let until = Instant::now() + limit;
-        let mut tick = interval(TICK);
-        let drained = {
-            let mut input = std::pin::pin!(self.runtime.drain_input());
-            loop {
-                tokio::select! {
-                    biased;
-                    () = &mut input => break true,
-                    Some(fault) = self.faults.recv() => return Err(fault.into()),
-                    Stop = self.supervisor.stopped() => return Ok(()),
-                    () = tokio::time::sleep_until(until) => break false,
-                    // Without the claim nothing can be committed: the stream keeps what was not.
-                    _ = tick.tick() => if !self.claim.is_held() { break false },
-                }
-            }
+        let mut watch = DrainWatch {
+            pulse: Arc::clone(self.runtime.pulse()),
+            faults: self.faults,
+            supervisor: self.supervisor,
+            until: Instant::now() + limit,
         };
+        // Without the claim nothing can be committed: the stream keeps what was not.
+        let claim = Some(self.claim.as_ref());
+        let input = watch.over(claim, self.runtime.drain_input()).await?;
         let num_messages = self.runtime.num_in_flight();
-        let publishing = timeout(until - Instant::now(), self.runtime.drain_output());
-        tokio::select! {
-            published = publishing => if published.is_err() {
+        let output = match input {
+            Step::Abandoned => return Ok(()),
+            Step::Done | Step::GivenUp => watch.over(None, self.runtime.drain_output()).await?,
+        };
+        match output {
+            Step::Done => {}
+            Step::Abandoned => return Ok(()),
+            Step::GivenUp => {
                 let (owed, _) = self.runtime.owed();
-                warn!(owed, "messages stay owed, they are published after the next start");
-            },
-            Some(fault) = self.faults.recv() => return Err(fault.into()),
-            Stop = self.supervisor.stopped() => return Ok(()),
+                warn!(
+                    owed,
+                    "messages stay owed, they are published after the next start"
+                );
+            }
         }
         if timeout(STOP_TIMEOUT, self.runtime.stop()).await.is_err() {
             error!("the actors did not stop in time; nothing is lost");
         }
         // The last commits may have failed, too.
-        if let Ok(fault) = self.faults.try_recv() {
+        if let Ok(fault) = watch.faults.try_recv() {
             return Err(fault.into());
         }
         match self.mode {
-            Mode::Core if !drained => Err(AppError::Undrained { num_messages }),
+            Mode::Core if input != Step::Done => Err(AppError::Undrained { num_messages }),
             Mode::Core | Mode::JetStream | Mode::Memory => Ok(()),
+        }
+    }
+}
+
+/// How a step of the drain ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Step {
+    Done,
+    /// The time is over, or it cannot be done.
+    GivenUp,
+    /// We were told a second time to stop.
+    Abandoned,
+}
+
+/// Looks after the daemon while it drains: the service manager goes on to watch it.
+struct DrainWatch {
+    pulse: Arc<Pulse>,
+    faults: mpsc::Receiver<Fault>,
+    supervisor: Supervisor,
+    until: Instant,
+}
+
+impl DrainWatch {
+    /// Waits for a step, for as long as the claim that it needs is held.
+    async fn over(
+        &mut self,
+        claim: Option<&dyn Claim>,
+        work: impl Future<Output = ()>,
+    ) -> Result<Step, AppError> {
+        let mut work = std::pin::pin!(work);
+        let mut tick = interval(TICK);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut work => return Ok(Step::Done),
+                Some(fault) = self.faults.recv() => return Err(fault.into()),
+                Stop = self.supervisor.stopped() => return Ok(Step::Abandoned),
+                () = tokio::time::sleep_until(self.until) => return Ok(Step::GivenUp),
+                _ = tick.tick() => {
+                    if claim.is_some_and(|claim| !claim.is_held()) {
+                        return Ok(Step::GivenUp);
+                    }
+                    self.supervisor.feed_watchdog(self.pulse.oldest_beat());
+                }
+            }
         }
     }
 }

@@ -68,8 +68,7 @@ impl Supervisor {
                 done = &mut work => return Some(done),
                 Stop = self.stopped() => return None,
                 _ = extend.tick() => {
-                    let by = u32::try_from(EXTEND_BY.as_micros()).unwrap_or(u32::MAX);
-                    tell(&[NotifyState::ExtendTimeoutUsec(by)]);
+                    tell(&[more_time(EXTEND_BY)]);
                 }
             }
         }
@@ -79,8 +78,10 @@ impl Supervisor {
         tell(&[NotifyState::Ready]);
     }
 
-    pub(super) fn stopping() {
-        tell(&[NotifyState::Stopping]);
+    /// Says that we stop, within a time.
+    pub(super) fn stopping(&mut self, within: Duration) {
+        tell(&[NotifyState::Stopping, more_time(within)]);
+        self.status("draining");
     }
 
     /// Says in one line what we are doing.
@@ -102,6 +103,11 @@ impl Supervisor {
             error!(?silent_for, "a worker is silent, the watchdog is not fed");
         }
     }
+}
+
+/// Asks for so much time more.
+fn more_time(by: Duration) -> NotifyState<'static> {
+    NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))
 }
 
 /// Tells systemd; without one there is nobody to tell, and that is fine.

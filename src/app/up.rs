@@ -1,6 +1,6 @@
 //! Everything with no configuration: the daemon, and a nats-server of its own where none is named.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,10 +17,43 @@ use super::{AppError, serve};
 pub const LAUNCH_COMMAND: &str = "__nats-server";
 /// The file in the data folder that holds the URL in use: client commands read it.
 pub const URL_FILE: &str = "url";
+/// The file in the data folder that is held locked while an `up` runs.
+const LOCK_FILE: &str = "up.lock";
 /// Where the child nats-server listens, if that is free.
 const PREFERRED_PORT: u16 = 4222;
 /// How long the child may take to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The folder of one `up`, and of no other: two nats-servers would write the same streams.
+pub struct DataFolder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataFolder {
+    /// Makes it, and takes it for as long as this lives.
+    ///
+    /// # Errors
+    /// [`AppError::InUse`] when another `up` has it, [`AppError::Unwritable`] when it cannot be written.
+    pub fn take(path: &Path) -> Result<Self, AppError> {
+        let unwritable = |error| AppError::Unwritable {
+            path: path.to_owned(),
+            error,
+        };
+        fs::create_dir_all(path).map_err(unwritable)?;
+        let lock = File::create(path.join(LOCK_FILE)).map_err(unwritable)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self {
+                path: path.to_owned(),
+                _lock: lock,
+            }),
+            Err(TryLockError::WouldBlock) => Err(AppError::InUse {
+                path: path.to_owned(),
+            }),
+            Err(TryLockError::Error(error)) => Err(unwritable(error)),
+        }
+    }
+}
 
 /// A nats-server that lives as long as `up` does.
 pub struct Broker {
@@ -32,7 +65,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`AppError::Server`] when it is not found or does not start.
-    pub async fn start(folder: &Path) -> Result<Self, AppError> {
+    pub async fn start(folder: &DataFolder) -> Result<Self, AppError> {
         let own = std::env::current_exe().map_err(|error| AppError::System {
             action: "find this program",
             error,
@@ -40,7 +73,7 @@ impl Broker {
         let settings = Settings {
             program: find_program()?,
             launcher: vec![own.into(), LAUNCH_COMMAND.into()],
-            folder: folder.join("nats"),
+            folder: folder.path.join("nats"),
             port: Port::From(PREFERRED_PORT),
             has_jetstream: true,
             config: String::new(),
@@ -72,9 +105,13 @@ impl Broker {
 ///
 /// # Errors
 /// [`AppError`] when either ends by itself.
-pub async fn up(config: &Config, folder: &Path, broker: Option<Broker>) -> Result<(), AppError> {
-    let url_file = UrlFile::write(folder, config.nats.url.expose().join(","))?;
-    let say = |bus: &dyn Bus| announce(bus, config, folder);
+pub async fn up(
+    config: &Config,
+    folder: DataFolder,
+    broker: Option<Broker>,
+) -> Result<(), AppError> {
+    let url_file = UrlFile::write(&folder, &config.nats.url.expose().join(","))?;
+    let say = |bus: &dyn Bus| announce(bus, config, &folder.path);
     let result = match broker {
         None => serve(config, say).await,
         Some(mut broker) => {
@@ -94,14 +131,12 @@ pub async fn up(config: &Config, folder: &Path, broker: Option<Broker>) -> Resul
 struct UrlFile(PathBuf);
 
 impl UrlFile {
-    fn write(folder: &Path, url: String) -> Result<Self, AppError> {
-        let path = folder.join(URL_FILE);
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&path, url))
-            .map_err(|error| AppError::System {
-                action: "write the data folder",
-                error,
-            })?;
+    fn write(folder: &DataFolder, url: &str) -> Result<Self, AppError> {
+        let path = folder.path.join(URL_FILE);
+        fs::write(&path, url).map_err(|error| AppError::Unwritable {
+            path: path.clone(),
+            error,
+        })?;
         Ok(Self(path))
     }
 }

@@ -107,6 +107,8 @@ impl From<AppError> for Failure {
             AppError::Bus(BusError::Unavailable(_)) => Exit::Unreachable,
             AppError::Bus(BusError::Configuration(_))
             | AppError::Server(_)
+            | AppError::InUse { .. }
+            | AppError::Unwritable { .. }
             | AppError::Store(
                 StoreError::Unusable { .. }
                 | StoreError::Locked { .. }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::arguments::ConfigArgs;
 use super::{EXIT_STATUSES, Exit, Failure, threads};
-use crate::app::up::{Broker, up};
+use crate::app::up::{Broker, DataFolder, up};
 use crate::config::{Config, Loaded};
 use crate::telemetry;
 
@@ -37,17 +37,18 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
 }
 
 async fn run_here(args: &Args, named: &Loaded) -> Result<Exit, Failure> {
+    let folder = DataFolder::take(&args.data)?;
     let broker = if named.is_named("nats.url") {
         None
     } else {
-        Some(Broker::start(&args.data).await?)
+        Some(Broker::start(&folder).await?)
     };
     let mut config = args.config.clone();
     let mut sets = defaults(&args.data, named, broker.as_ref());
     sets.append(&mut config.set);
     config.set = sets;
     let loaded = Config::load(&config.into_sources())?;
-    up(&loaded.config, &args.data, broker).await?;
+    up(&loaded.config, folder, broker).await?;
     Ok(Exit::Well)
 }
 

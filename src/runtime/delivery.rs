@@ -37,6 +37,8 @@ pub struct Codec<D: Domain> {
     pub decode: Decode<D>,
     /// What is owed to bytes.
     pub encode: Encode<D>,
+    /// Names everything that is ever counted, none of it yet: an operator wants to see zeros.
+    pub counters: fn(&mut Vec<Observation>),
     /// Names what was counted.
     pub observe: fn(D::Tally, &mut Vec<Observation>),
     /// Names what a state holds now.

@@ -70,6 +70,18 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// What the runtime counts and samples itself, without a label.
+    const OF_THE_RUNTIME: [Self; 8] = [
+        Self::DigestsPublished,
+        Self::RequestToPublished,
+        Self::InputRewrites,
+        Self::DeadLettersPublished,
+        Self::PublishRepeats,
+        Self::FalseDuplicates,
+        Self::Parked,
+        Self::WorkerRestarts,
+    ];
+
     /// Its name.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -153,6 +165,12 @@ impl Observation {
             label: None,
             value: Value::Sample(sample),
         }
+    }
+
+    /// No sample yet.
+    #[must_use]
+    pub const fn none(metric: Metric) -> Self {
+        Self::count(metric, 0)
     }
 
     /// The same, of a kind.
@@ -274,14 +292,28 @@ pub struct Aggregator {
 }
 
 impl Aggregator {
-    pub(super) fn new(output: Arc<dyn Output>, instance: String, interval: Duration) -> Self {
-        Self {
+    /// `known` is what the domains will count.
+    pub(super) fn new(
+        output: Arc<dyn Output>,
+        instance: String,
+        interval: Duration,
+        known: Vec<Observation>,
+    ) -> Self {
+        let mut aggregator = Self {
             output,
             instance,
             interval,
             from: now(),
             series: BTreeMap::new(),
-        }
+        };
+        let own = Metric::OF_THE_RUNTIME.map(Observation::none);
+        let lost =
+            ["missing", "dropped"].map(|how| Observation::none(Metric::InputLost).with("how", how));
+        aggregator.add(Observed {
+            source: Source::Other,
+            observations: [known, own.to_vec(), lost.to_vec()].concat(),
+        });
+        aggregator
     }
 
     fn add(&mut self, observed: Observed) {

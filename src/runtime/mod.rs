@@ -324,7 +324,7 @@ pub(crate) struct Shared<D: Domain> {
     shards: Shards,
     faults: Faults,
     owed: OwedGauge,
-    pulse: Pulse,
+    pulse: Arc<Pulse>,
     /// Set when the actors are being stopped: a worker that ends now is not started again.
     is_stopping: AtomicBool,
 }
@@ -372,7 +372,7 @@ impl<D: Domain> Runtime<D> {
             shards,
             faults: Faults(faults),
             owed: OwedGauge::default(),
-            pulse: Pulse::new(settings.num_workers),
+            pulse: Arc::new(Pulse::new(settings.num_workers)),
             is_stopping: AtomicBool::new(false),
         });
         let (sender, started) = std::sync::mpsc::sync_channel(1);
@@ -417,7 +417,7 @@ impl<D: Domain> Runtime<D> {
 
     /// When the workers were last seen to work.
     #[must_use]
-    pub fn pulse(&self) -> &Pulse {
+    pub fn pulse(&self) -> &Arc<Pulse> {
         &self.shared.pulse
     }
 
@@ -488,8 +488,10 @@ fn start_actors<D: Domain>(shared: &Arc<Shared<D>>, instance: String) -> Actors<
         Arc::clone(&shared.edges.output),
         settings.aggregate_interval,
     );
+    let mut known = Vec::new();
+    (shared.codec.counters)(&mut known);
     let aggregator = start_actor(&Arbiter::new().handle(), metrics::MAILBOX, move |_| {
-        Aggregator::new(output, instance, interval)
+        Aggregator::new(output, instance, interval, known)
     });
     // The producers answer to the routers, which are started after them.
     let (senders, receivers): (Vec<_>, Vec<_>) = (0..shared.shards.num_routers)
@@ -551,4 +553,99 @@ fn start_actor<A: Actor<Context = Context<A>>>(
         actix::spawn(Context::with_receiver(receiver).into_future(make(own_address)));
     });
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn any_shards() -> impl Strategy<Value = Shards> {
+        (1u16..=300).prop_flat_map(|num_partitions| {
+            (1..=usize::from(num_partitions)).prop_flat_map(move |num_workers| {
+                (1..=num_workers).prop_map(move |num_routers| Shards {
+                    num_partitions,
+                    num_workers,
+                    num_routers,
+                })
+            })
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn each_partition_has_one_worker_and_one_place_there(shards in any_shards()) {
+            let mut num_owned = 0;
+            for worker in 0..shards.num_workers {
+                let owned: Vec<_> = shards.partitions_of(worker).collect();
+                prop_assert!(!owned.is_empty(), "worker {worker} has nothing to do");
+                for (place, &partition) in owned.iter().enumerate() {
+                    prop_assert_eq!(shards.worker_of(partition), worker);
+                    prop_assert_eq!(shards.place_in_worker(partition), place);
+                }
+                num_owned += owned.len();
+            }
+            prop_assert_eq!(num_owned, usize::from(shards.num_partitions));
+        }
+
+        #[test]
+        fn each_worker_has_one_router_and_one_place_there(shards in any_shards()) {
+            let mut num_fed = 0;
+            for router in 0..shards.num_routers {
+                let fed: Vec<_> = shards.workers_of(router).collect();
+                prop_assert!(!fed.is_empty(), "router {router} has nothing to do");
+                for (place, &worker) in fed.iter().enumerate() {
+                    prop_assert_eq!(shards.router_of(worker), router);
+                    prop_assert_eq!(shards.place_in_router(worker), place);
+                }
+                num_fed += fed.len();
+            }
+            prop_assert_eq!(num_fed, shards.num_workers);
+        }
+    }
+
+    #[test]
+    fn the_oldest_beat_is_that_of_the_most_silent_worker_that_has_recovered() {
+        let mut pulse = Pulse::new(2);
+        let began = pulse.began.checked_sub(Duration::from_secs(30));
+        pulse.began = began.expect("the machine is up for longer");
+        assert_eq!(pulse.oldest_beat(), Duration::ZERO);
+        pulse.set_recovered(0, true);
+        pulse.beat(0);
+        pulse.set_recovered(1, true);
+        assert!(pulse.oldest_beat() >= Duration::from_secs(30));
+        pulse.beat(1);
+        assert!(pulse.oldest_beat() < Duration::from_secs(2));
+    }
+
+    #[test]
+    fn an_owed_gauge_adds_up_what_the_workers_tell() {
+        let gauge = OwedGauge::default();
+        gauge.replace((0, 0), (3, 300));
+        gauge.replace((0, 0), (1, 100));
+        assert_eq!(gauge.now(), (4, 400));
+        gauge.replace((3, 300), (2, 500));
+        assert_eq!(gauge.now(), (3, 600));
+        gauge.replace((2, 500), (0, 0));
+        gauge.replace((1, 100), (0, 0));
+        assert_eq!(gauge.now(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_less_owed_is_woken_by_either_count() {
+        let gauge = Arc::new(OwedGauge::default());
+        gauge.replace((0, 0), (5, 500));
+        let waiting = Arc::clone(&gauge);
+        let woken = tokio::spawn(async move { waiting.at_most(5, 100).await });
+        tokio::task::yield_now().await;
+        // Fewer bytes in more rows.
+        gauge.replace((5, 500), (6, 100));
+        tokio::task::yield_now().await;
+        gauge.replace((6, 100), (5, 90));
+        tokio::time::timeout(Duration::from_secs(10), woken)
+            .await
+            .expect("it is woken")
+            .expect("it does not panic");
+    }
 }

@@ -28,7 +28,8 @@ use super::{Fault, Lifeline, Shared, start_actor};
 
 /// A message at which a worker panics so often goes to the dead letters.
 const MAX_PANICS: u32 = 3;
-/// A worker that fails so often without a commit in between is a defect of the program.
+/// A worker that fails so often without a commit in between is a defect of the program. Panics at a message do not
+/// count: after [`MAX_PANICS`] of them the message is one of the dead letters.
 const MAX_FAILURES: u32 = 10;
 
 /// A worker to be: its number, its thread, and who waits until it has read its part of the store.
@@ -212,11 +213,13 @@ impl<D: Domain> Router<D> {
         }
     }
 
-    fn restart(&mut self, place: usize) {
+    /// Starts a worker anew; what it failed at is counted unless that was a message.
+    fn restart(&mut self, place: usize, is_at_message: bool) {
         let Some(slot) = self.slots.get(place) else {
             return;
         };
-        let (incarnation, num_failures) = (slot.incarnation + 1, slot.num_failures + 1);
+        let incarnation = slot.incarnation + 1;
+        let num_failures = slot.num_failures + u32::from(!is_at_message);
         if num_failures > MAX_FAILURES {
             let worker = slot.worker;
             self.shared.faults.report(Fault::Defect(format!(
@@ -273,15 +276,9 @@ impl<D: Domain> Handler<Committed> for Router<D> {
                 .waiting
                 .retain(|&worker| worker != committed.worker);
         }
-        while self
-            .retained
-            .front()
-            .is_some_and(|retained| retained.waiting.is_empty())
-        {
-            self.retained.pop_front();
-        }
-        if self.retained.is_empty() {
-            self.panics.clear();
+        while let Some(retained) = self.retained.pop_front_if(|it| it.waiting.is_empty()) {
+            let done = retained.batch.raw.watermark.cursor;
+            self.panics.retain(|&cursor, _| cursor > done);
         }
     }
 }
@@ -299,7 +296,7 @@ impl<D: Domain> Handler<WorkerDown> for Router<D> {
             return;
         }
         let worker = down.worker;
-        if let Some(cursor) = down.at {
+        let is_at_message = down.at.is_some_and(|cursor| {
             let num_panics = self.panics.entry(cursor).or_default();
             *num_panics += 1;
             let (sequence, num_panics) = (cursor.sequence, *num_panics);
@@ -307,7 +304,9 @@ impl<D: Domain> Handler<WorkerDown> for Router<D> {
                 worker,
                 sequence, num_panics, "worker panicked at a message, it is restarted"
             );
-        } else {
+            num_panics <= MAX_PANICS
+        });
+        if down.at.is_none() {
             warn!(worker, "worker ended, it is restarted from the store");
         }
         let observations = vec![Observation::count(Metric::WorkerRestarts, 1)];
@@ -316,7 +315,7 @@ impl<D: Domain> Handler<WorkerDown> for Router<D> {
             source: Source::Other,
             observations,
         }));
-        self.restart(place);
+        self.restart(place, is_at_message);
     }
 }
 

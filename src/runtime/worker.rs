@@ -499,6 +499,8 @@ impl<D: Domain> Handler<Flush> for Worker<D> {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _flush: Flush, ctx: &mut Self::Context) -> Self::Result {
+        // What was decided since the last tick belongs to the last aggregate.
+        self.observe();
         let (sender, flushed) = oneshot::channel();
         self.flushing.push(sender);
         self.finish_flush(ctx);

@@ -149,6 +149,23 @@ impl Reject {
         }
     }
 
+    /// Every code there is.
+    pub const CODES: [&'static str; 13] = [
+        "bad_utf8",
+        "bad_json",
+        "not_an_object",
+        "missing_field",
+        "wrong_type",
+        "empty_field",
+        "too_long",
+        "unknown_status",
+        "bad_time",
+        "before_1970",
+        "in_future",
+        "unknown_subject",
+        "internal",
+    ];
+
     /// The dead letter of the message that was refused.
     #[must_use]
     pub fn into_dead_letter(self, subject: &str, payload: Bytes) -> DeadLetter {
@@ -436,6 +453,7 @@ mod tests {
             !detail.is_empty() && detail.chars().count() < 256,
             "{detail}"
         );
+        assert!(Reject::CODES.contains(&refused.code()), "{refused}");
         refused.code()
     }
 

@@ -18,6 +18,7 @@ pub(crate) struct Setup {
     url: String,
     folder: TempDir,
     sets: Vec<String>,
+    env: Vec<(&'static str, String)>,
 }
 
 /// A running daemon. Dropped, it is killed.
@@ -41,12 +42,19 @@ impl Setup {
             url,
             folder,
             sets: Vec::new(),
+            env: Vec::new(),
         }
     }
 
     /// Sets a key.
     pub(crate) fn set(mut self, setting: &str) -> Self {
         self.sets.push(setting.to_owned());
+        self
+    }
+
+    /// Sets a variable of its environment.
+    pub(crate) fn env(mut self, name: &'static str, value: &str) -> Self {
+        self.env.push((name, value.to_owned()));
         self
     }
 
@@ -72,6 +80,7 @@ impl Setup {
             .args(["--set", "log.format=text"])
             .current_dir(self.folder.path())
             .stdin(Stdio::null());
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         for setting in &self.sets {
             command.args(["--set", setting]);
         }
@@ -127,10 +136,21 @@ impl Setup {
 impl Daemon {
     /// Waits for a line told to the service manager that begins so; returns it.
     pub(crate) fn wait_for(&mut self, begin: &str) -> String {
+        let at = self.listen_for(begin);
+        self.heard.remove(at)
+    }
+
+    /// Everything told to the service manager until a line that begins so, that one included.
+    pub(crate) fn told_until(&mut self, begin: &str) -> Vec<String> {
+        let at = self.listen_for(begin);
+        self.heard.drain(..=at).collect()
+    }
+
+    fn listen_for(&mut self, begin: &str) -> usize {
         let deadline = Instant::now() + DEADLINE;
         loop {
             if let Some(at) = self.heard.iter().position(|line| line.starts_with(begin)) {
-                return self.heard.remove(at);
+                return at;
             }
             let ended = self.child.try_wait().expect("the daemon is our child");
             assert!(

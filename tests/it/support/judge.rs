@@ -20,6 +20,7 @@ pub(crate) struct Stored {
     pub(crate) id: String,
     pub(crate) part: String,
     pub(crate) original_subject: String,
+    pub(crate) reason: String,
     pub(crate) payload: Vec<u8>,
     pub(crate) subject: String,
 }
@@ -41,12 +42,12 @@ pub(crate) struct Demand {
     pub(crate) refused: Vec<Vec<u8>>,
 }
 
-/// What the input demands.
-pub(crate) fn demand(input: &[Stored]) -> Demand {
+/// What the input demands, where more may be refused than what cannot be read.
+pub(crate) fn demand(input: &[Stored], is_refused: impl Fn(&Stored) -> bool) -> Demand {
     let mut users: BTreeMap<String, BTreeMap<String, OnRecord>> = BTreeMap::new();
     let mut demand = Demand::default();
     for message in input {
-        if apply(&mut users, message, &mut demand).is_none() {
+        if is_refused(message) || apply(&mut users, message, &mut demand).is_none() {
             demand.refused.push(message.payload.clone());
         }
     }
@@ -135,8 +136,16 @@ fn digest(user: &str, alarms: &mut BTreeMap<String, OnRecord>) -> Option<String>
 
 /// Waits until every demanded digest and dead letter is there, then demands that there is nothing else.
 pub(crate) async fn judge(client: &async_nats::Client) {
+    judge_refusing(client, |_| false).await;
+}
+
+/// The same, where more must be refused than what cannot be read.
+pub(crate) async fn judge_refusing(
+    client: &async_nats::Client,
+    is_refused: impl Fn(&Stored) -> bool,
+) {
     let input = read_stream(client, "TOCSIN_IN").await;
-    let demand = demand(&input);
+    let demand = demand(&input, is_refused);
     let num_digests = demand.digests.len();
     let num_refused = demand.refused.len();
     super::eventually(
@@ -314,6 +323,7 @@ pub(crate) async fn read_stream(client: &async_nats::Client, name: &str) -> Vec<
                 id: header("Nats-Msg-Id"),
                 part: header("Tocsin-Part"),
                 original_subject: header("Tocsin-Subject"),
+                reason: header("Tocsin-Reason"),
                 payload: message.payload.to_vec(),
                 subject: message.subject.to_string(),
             });
@@ -333,6 +343,7 @@ mod tests {
             id: String::new(),
             part: String::new(),
             original_subject: String::new(),
+            reason: String::new(),
             payload: payload.into(),
             subject: subject.to_owned(),
         }
@@ -352,7 +363,7 @@ mod tests {
             message(4, "SendAlarmDigest", "{\"UserID\":\"u\"}"),
             message(5, "SendAlarmDigest", "{}"),
         ];
-        let demand = demand(&input);
+        let demand = demand(&input, |_| false);
         assert_eq!(demand.refused, vec![b"{}".to_vec()]);
         let digest = "{\"UserID\":\"u\",\"ActiveAlarms\":[\
             {\"AlarmID\":\"a\",\"Status\":\"WARNING\",\"LatestChangedAt\":\"2026-01-01T00:00:01Z\"},\
