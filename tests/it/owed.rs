@@ -125,7 +125,8 @@ async fn a_digest_of_many_parts_survives_a_kill_between_them() {
         client.flush().await.expect("the server answers");
         // Room for the first part, and not for the second.
         let parts = judge::read_stream(&client, "TOCSIN_OUT").await.len();
-        limit_output(&client, i64::try_from(parts).expect("few parts") + 1).await;
+        let room = i64::try_from(parts + 1).expect("few messages");
+        limit_output(&client, room).await;
         publish_taken(&client, "SendAlarmDigest", request("ann")).await;
         ring(&client, "ann", 20_000 + round as u64).await;
         eventually("the second part refused", async || {
