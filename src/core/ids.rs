@@ -93,7 +93,10 @@ const NO_DIGIT: u8 = 0xff;
 /// The value of each lower-case hexadecimal digit.
 const NIBBLES: [u8; 256] = nibbles();
 
-#[expect(clippy::indexing_slicing, reason = "checked when the program is compiled")]
+#[expect(
+    clippy::indexing_slicing,
+    reason = "checked when the program is compiled"
+)]
 const fn nibbles() -> [u8; 256] {
     let mut nibbles = [NO_DIGIT; 256];
     let digits = *b"0123456789abcdef";

@@ -32,8 +32,7 @@ use std::time::Duration;
 
 use actix::dev::{ToEnvelope, channel};
 use actix::prelude::*;
-use futures::future::join_all;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::error;
 
 use crate::bus::{Claim, Input, Output};
@@ -272,6 +271,7 @@ pub struct Pulse {
     began: std::time::Instant,
     beats: Vec<AtomicU64>,
     is_recovered: Vec<AtomicBool>,
+    recovery: Notify,
 }
 
 impl Pulse {
@@ -280,6 +280,7 @@ impl Pulse {
             began: std::time::Instant::now(),
             beats: (0..num_workers).map(|_| AtomicU64::new(0)).collect(),
             is_recovered: (0..num_workers).map(|_| AtomicBool::new(false)).collect(),
+            recovery: Notify::new(),
         }
     }
 
@@ -292,6 +293,23 @@ impl Pulse {
     fn set_recovered(&self, worker: usize, recovered: bool) {
         if let Some(is_recovered) = self.is_recovered.get(worker) {
             is_recovered.store(recovered, Ordering::Release);
+            self.recovery.notify_waiters();
+        }
+    }
+
+    /// Waits until every worker has read its part of the store.
+    async fn recovered(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.recovery.notified());
+            changed.as_mut().enable();
+            if self
+                .is_recovered
+                .iter()
+                .all(|it| it.load(Ordering::Acquire))
+            {
+                return;
+            }
+            changed.await;
         }
     }
 
@@ -345,7 +363,6 @@ struct Actors<D: Domain> {
     listeners: Vec<Addr<Listener<D>>>,
     routers: Vec<Addr<Router<D>>>,
     aggregator: Addr<Aggregator>,
-    recovered: Vec<oneshot::Receiver<()>>,
 }
 
 impl<D: Domain> Runtime<D> {
@@ -395,11 +412,8 @@ impl<D: Domain> Runtime<D> {
     }
 
     /// Resolves when every worker has read its part of the store; never, when one cannot.
-    pub async fn recovered(&mut self) {
-        let recovered = join_all(self.actors.recovered.drain(..)).await;
-        if recovered.iter().any(Result::is_err) {
-            std::future::pending::<()>().await;
-        }
+    pub async fn recovered(&self) {
+        self.shared.pulse.recovered().await;
     }
 
     /// Begins to read the input; resolves when every partition has committed where reading begins.
@@ -507,15 +521,10 @@ fn start_actors<D: Domain>(shared: &Arc<Shared<D>>, instance: String) -> Actors<
             })
         })
         .collect();
-    let mut recovered = Vec::new();
     for (index, (receiver, address)) in receivers.into_iter().zip(routers.clone()).enumerate() {
         let workers = shared.shards.workers_of(index);
         let seats: Vec<router::Seat> = workers
-            .map(|worker| {
-                let (sender, receiver) = oneshot::channel();
-                recovered.push(receiver);
-                (worker, Arbiter::new().handle(), sender)
-            })
+            .map(|worker| (worker, Arbiter::new().handle()))
             .collect();
         let (shared, producers) = (Arc::clone(shared), producers.clone());
         let aggregator = aggregator.clone();
@@ -536,7 +545,6 @@ fn start_actors<D: Domain>(shared: &Arc<Shared<D>>, instance: String) -> Actors<
         listeners,
         routers,
         aggregator,
-        recovered,
     }
 }
 

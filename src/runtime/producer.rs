@@ -9,8 +9,8 @@
 //! | nothing, or refused for now | sent again under the same id, with a growing pause |
 //! | refused for good | parked: the lane goes on, and it is tried again every [`PARKED_PAUSE`] |
 //!
-//! A message that may have been sent before the duplicate window ended is looked for in the output stream before it
-//! is sent again; every attempt is made only while the claim is held.
+//! A message that may have been sent before the duplicate window ended, by us or by another store, is looked for in
+//! the output stream before it is sent again; every attempt is made only while the claim is held.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -138,7 +138,11 @@ impl<D: Domain> Producer<D> {
     ) {
         let (shared, lookups) = (Arc::clone(&self.shared), self.lookups.clone());
         let tried = self.known.get(&(publish.partition, publish.owed.key));
-        let may_be_stored = publish.owed.is_recovered || tried == Some(&Tried::Before);
+        let window = self.shared.edges.duplicate_window;
+        // Another store may have answered it long ago: the id is the same whichever store does.
+        let age = wall_clock().since(publish.owed.since);
+        let is_old = window.is_some_and(|window| age > window / 2);
+        let may_be_stored = publish.owed.is_recovered || is_old || tried == Some(&Tried::Before);
         let attempts = async move {
             let ended = deliver(&shared, &lookups, &publish.owed, may_be_stored).await;
             (publish, ended)

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix::prelude::*;
-use tokio::sync::oneshot;
 use tracing::{error, warn};
 
 use crate::core::outbox::DeadLetter;
@@ -32,8 +31,8 @@ const MAX_PANICS: u32 = 3;
 /// count: after [`MAX_PANICS`] of them the message is one of the dead letters.
 const MAX_FAILURES: u32 = 10;
 
-/// A worker to be: its number, its thread, and who waits until it has read its part of the store.
-pub(super) type Seat = (usize, ArbiterHandle, oneshot::Sender<()>);
+/// A worker to be: its number and its thread.
+pub(super) type Seat = (usize, ArbiterHandle);
 
 /// Shards batches among its workers.
 pub(super) struct Router<D: Domain> {
@@ -89,8 +88,8 @@ impl<D: Domain> Router<D> {
             retained: VecDeque::new(),
             panics: HashMap::new(),
         };
-        for (worker, arbiter, recovered) in seats {
-            let address = router.start_worker(worker, &arbiter, 0, Some(recovered));
+        for (worker, arbiter) in seats {
+            let address = router.start_worker(worker, &arbiter, 0);
             let (incarnation, num_failures) = (0, 0);
             router.slots.push(Slot {
                 worker,
@@ -108,21 +107,12 @@ impl<D: Domain> Router<D> {
         worker: usize,
         arbiter: &ArbiterHandle,
         incarnation: u32,
-        recovered: Option<oneshot::Sender<()>>,
     ) -> Addr<Worker<D>> {
         let (shared, router) = (Arc::clone(&self.shared), self.address.clone());
         let (producers, aggregator) = (self.producers.clone(), self.aggregator.clone());
         let mailbox = self.shared.settings.worker_mailbox();
         start_actor(arbiter, mailbox, move |_| {
-            Worker::new(
-                worker,
-                incarnation,
-                shared,
-                router,
-                producers,
-                aggregator,
-                recovered,
-            )
+            Worker::new(worker, incarnation, shared, router, producers, aggregator)
         })
     }
 
@@ -228,7 +218,7 @@ impl<D: Domain> Router<D> {
             return;
         }
         let (worker, arbiter) = (slot.worker, slot.arbiter.clone());
-        let address = self.start_worker(worker, &arbiter, incarnation, None);
+        let address = self.start_worker(worker, &arbiter, incarnation);
         let slot = Slot {
             worker,
             arbiter,

@@ -60,7 +60,6 @@ pub(super) struct Worker<D: Domain> {
     /// Messages refused since the last tick, by reason.
     refusals: HashMap<&'static str, u64>,
     flushing: Vec<oneshot::Sender<()>>,
-    recovered: Option<oneshot::Sender<()>>,
     notice: DeathNotice<D>,
 }
 
@@ -114,7 +113,6 @@ impl<D: Domain> Worker<D> {
         router: Addr<Router<D>>,
         producers: Vec<Addr<Producer<D>>>,
         aggregator: Addr<Aggregator>,
-        recovered: Option<oneshot::Sender<()>>,
     ) -> Self {
         let notice = DeathNotice {
             router: router.clone(),
@@ -139,7 +137,6 @@ impl<D: Domain> Worker<D> {
             num_ticks: 0,
             refusals: HashMap::new(),
             flushing: Vec::new(),
-            recovered,
             notice,
         }
     }
@@ -453,10 +450,6 @@ impl<D: Domain> Actor for Worker<D> {
         }
         self.shared.pulse.beat(self.notice.worker);
         self.shared.pulse.set_recovered(self.notice.worker, true);
-        if let Some(recovered) = self.recovered.take() {
-            // Who waits may have been stopped meanwhile.
-            recovered.send(()).ok();
-        }
         ctx.run_interval(TICK, Self::tick);
         self.perform(ctx);
     }
