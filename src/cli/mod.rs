@@ -3,9 +3,9 @@
 //! | status | [`Exit`] |
 //! |---|---|
 //! | 0 | well |
-//! | 1 | the check failed |
+//! | 1 | a message was refused, or not committed in time |
 //! | 2 | usage, configuration, or a store that cannot be used |
-//! | 3 | unreachable |
+//! | 3 | the broker cannot be reached |
 //! | 70 | a defect |
 //! | 74 | a write or fsync failed |
 //!
@@ -41,7 +41,7 @@ use crate::telemetry::LogError;
 pub const EXIT_STATUSES: &str = "\
 Exit status:
   0   well
-  1   the check failed
+  1   a message was refused, or not committed in time
   2   usage, configuration, or a store that cannot be used
   3   the broker cannot be reached
   70  a defect of tocsin
@@ -53,8 +53,8 @@ Exit status:
 pub enum Exit {
     /// Well.
     Well = 0,
-    /// The check failed.
-    CheckFailed = 1,
+    /// A message was refused, or not committed in time.
+    NotTaken = 1,
     /// Usage, configuration, or a store that cannot be used.
     Unusable = 2,
     /// The broker cannot be reached.
@@ -103,7 +103,7 @@ impl From<LogError> for Failure {
 impl From<AppError> for Failure {
     fn from(error: AppError) -> Self {
         let exit = match &error {
-            AppError::Undrained { .. } => Exit::CheckFailed,
+            AppError::Undrained { .. } => Exit::NotTaken,
             AppError::Bus(BusError::Unavailable(_)) => Exit::Unreachable,
             AppError::Bus(BusError::Configuration(_))
             | AppError::Server(_)

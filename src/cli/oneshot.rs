@@ -65,5 +65,5 @@ pub(super) async fn publish(
         return Ok(());
     }
     let line = format!("the message on {subject} was refused: {answer}");
-    Err(Failure::new(Exit::CheckFailed, &line))
+    Err(Failure::new(Exit::NotTaken, &line))
 }
