@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
         (OutputFormat::Text, None) => {
             let limit = args.client.timeout;
             format!(
-                "nothing new for {} (no digest within {limit:?})\n",
+                "no digest for {} within {limit:?}: nothing is new, or no daemon is running\n",
                 args.user
             )
         }

@@ -375,7 +375,7 @@ fn up_in_an_empty_folder_says_what_to_try_and_what_it_says_works() {
     let asked = ["digest", "ann", "-o", "json", "--timeout", "5s"];
     assert_eq!(up.run(&asked), (0, digest.to_owned(), String::new()));
     let again = ["digest", "ann", "--timeout", "1s"];
-    let nothing = "nothing new for ann (no digest within 1s)\n";
+    let nothing = "no digest for ann within 1s: nothing is new, or no daemon is running\n";
     assert_eq!(up.run(&again), (0, nothing.to_owned(), String::new()));
 
     let server = up.server();
