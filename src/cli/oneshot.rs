@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 
+use async_nats::client::RequestErrorKind;
 use bytes::Bytes;
 use serde_json::Value;
 use tokio::runtime::Handle;
@@ -55,9 +56,11 @@ pub(super) async fn publish(
         ))
     })?;
     let answer = answered.map_err(|error| {
-        unreachable(format!(
-            "nobody took the message on {subject}: {error}; start the daemon (tocsin up)"
-        ))
+        unreachable(if error.kind() == RequestErrorKind::NoResponders {
+            format!("nobody takes messages on {subject}; start the daemon (tocsin up)")
+        } else {
+            format!("failed to publish on {subject}: {error}")
+        })
     })?;
     let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
     let of_daemon = answer.get("ok").and_then(Value::as_bool);
