@@ -165,11 +165,6 @@ impl MemoryBus {
         self.0.lock().faults = faults;
     }
 
-    /// Changes the largest payload with headers that is taken.
-    pub fn set_max_payload(&self, max_payload: usize) {
-        self.0.lock().max_payload = max_payload;
-    }
-
     /// Ends the duplicate window of everything published so far.
     pub fn forget_ids(&self) {
         self.0.lock().recent_ids.clear();
@@ -185,11 +180,6 @@ impl MemoryBus {
     #[must_use]
     pub fn sent_messages(&self) -> Vec<(String, Bytes)> {
         self.0.lock().sent.clone()
-    }
-
-    /// Gives the claim back, as the end of the process that holds it would.
-    pub fn release_claim(&self) {
-        self.rewrite(|broker| broker.owner = None);
     }
 }
 
