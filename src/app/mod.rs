@@ -310,6 +310,9 @@ impl Daemon {
         if let Ok(fault) = watch.faults.try_recv() {
             return Err(fault.into());
         }
+        if (input, output) == (Step::Done, Step::Done) {
+            info!("drained: what was accepted is committed, what was owed is published");
+        }
         match self.mode {
             Mode::Core if input != Step::Done => Err(AppError::Undrained { num_messages }),
             Mode::Core | Mode::JetStream | Mode::Memory => Ok(()),
