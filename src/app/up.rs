@@ -159,15 +159,20 @@ fn announce(bus: &dyn Bus, config: &Config, folder: &Path) {
         }
         Mode::Memory => "a broker inside the process: nothing outlives it",
     };
+    // As it was typed: where it is not in PATH, `tocsin` alone would not be found.
+    let program = std::env::args_os()
+        .next()
+        .map_or_else(|| PathBuf::from("tocsin"), PathBuf::from);
     let text = format!(
         "tocsin is up on {url}, data in {folder}\n\
          promise: {promise}\n\
          try:\n  \
-         tocsin change ann disk CRITICAL\n  \
-         tocsin digest ann\n  \
-         tocsin config print\n",
+         {program} change ann disk CRITICAL\n  \
+         {program} digest ann\n  \
+         {program} config print\n",
         url = config.nats.url,
         folder = folder.display(),
+        program = program.display(),
     );
     // Whoever closed our standard output does not want to read it.
     std::io::stdout().write_all(text.as_bytes()).ok();

@@ -346,8 +346,9 @@ fn up_in_an_empty_folder_says_what_to_try_and_what_it_says_works() {
     let tried: Vec<Vec<&str>> = lines[3..]
         .iter()
         .map(|line| {
-            let line = line.trim().strip_prefix("tocsin ").expect("a command");
-            line.split(' ').collect()
+            let program = env!("CARGO_BIN_EXE_tocsin");
+            let arguments = line.trim().strip_prefix(program).expect("this program");
+            arguments.trim().split(' ').collect()
         })
         .collect();
     assert_eq!(tried.len(), 3);
