@@ -21,8 +21,6 @@ use super::time::Timestamp;
 pub const OUTBOX_TABLE: u8 = 1;
 /// Key: empty. Value: the sequence of the last confirmed message in the output stream. Lives for ever.
 pub const OUTPUT_TABLE: u8 = 2;
-/// The first table of the domains.
-pub const FIRST_DOMAIN_TABLE: u8 = 16;
 
 /// Stored bytes that no version of this program wrote.
 #[derive(Clone, Debug, Eq, Error, PartialEq)]

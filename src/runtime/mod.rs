@@ -35,12 +35,12 @@ use actix::prelude::*;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::error;
 
+use crate::bus::wire::Limits;
 use crate::bus::{Claim, Input, Output};
 use crate::core::ids::PartitionId;
 use crate::core::partition::Domain;
 use crate::store::{Store, StoreError};
 
-use crate::bus::wire::Limits;
 use delivery::{Codec, Flush};
 use listener::Listener;
 use metrics::{Aggregator, PublishNow};
