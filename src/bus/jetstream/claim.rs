@@ -32,6 +32,8 @@ use crate::core::ids::StoreId;
 
 /// How long a claim lasts without a renewal.
 pub const TTL: Duration = Duration::from_secs(10);
+/// The broker takes a claim only over the one of this sequence.
+const EXPECTED_SEQUENCE_HEADER: &str = "Nats-Expected-Last-Subject-Sequence";
 
 /// Where the claim is, and for how long it lasts.
 #[derive(Clone, Debug)]
@@ -236,7 +238,7 @@ impl Claimant {
 
     async fn compare_and_set(&self, owner: &Owner, expected: u64) -> Result<Option<u64>, ApiError> {
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
+        headers.insert(EXPECTED_SEQUENCE_HEADER, expected.to_string());
         let payload = serde_json::to_vec(owner).map_err(no_answer)?;
         let request = Request::new()
             .headers(headers)
@@ -311,7 +313,7 @@ impl Drop for Claimant {
             ..self.us.clone()
         };
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());
+        headers.insert(EXPECTED_SEQUENCE_HEADER, sequence.to_string());
         let client = self.api.connection().client();
         if let Ok(payload) = serde_json::to_vec(&given_back) {
             // A courtesy: without it the next one waits for the claim's time.
