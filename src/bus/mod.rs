@@ -2,7 +2,7 @@
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `wire` | every JSON shape and subject on NATS |
+//! | `wire` | every subject, and every JSON shape that others meet |
 //! | `connection` | connecting, reconnecting and credentials, on a runtime of its own |
 //! | `jetstream` | streams, the ordered reader, confirmed publishing, the claim |
 //! | `core_nats` | the same over a server without streams |

@@ -1,4 +1,5 @@
-//! Every JSON shape, subject and header on NATS.
+//! Every subject of ours, and every JSON shape that others meet on NATS. Two are in `jetstream/`: the claim in its
+//! stream, and the broker's own API.
 //!
 //! | subject | direction | shape |
 //! |---|---|---|
