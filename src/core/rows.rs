@@ -58,6 +58,23 @@ impl Rows {
         self.0.extend_from_slice(value.unwrap_or_default());
     }
 
+    /// Appends a row whose lengths are known: `put` writes the key, then the value.
+    ///
+    /// # Panics
+    /// When it writes more or less: the row could not be read back.
+    pub fn push_sized(
+        &mut self,
+        key_len: usize,
+        value_len: Option<usize>,
+        put: impl FnOnce(&mut Vec<u8>),
+    ) {
+        put_varint(&mut self.0, key_len as u64);
+        put_varint(&mut self.0, value_len.map_or(0, |len| len as u64 + 1));
+        let end = self.0.len() + key_len + value_len.unwrap_or_default();
+        put(&mut self.0);
+        assert_eq!(self.0.len(), end, "a row is as long as was said");
+    }
+
     /// Removes every row; the memory is kept.
     pub fn clear(&mut self) {
         self.0.clear();
@@ -152,6 +169,16 @@ pub fn put_id(out: &mut Vec<u8>, id: &Id) {
             out.extend_from_slice(bytes);
         }
         Id::Text(text) => put_bytes(out, text.as_bytes()),
+    }
+}
+
+/// How many bytes [`put_id`] appends.
+#[must_use]
+pub const fn id_len(id: &Id) -> usize {
+    match id {
+        Id::Uuid(_) => 17,
+        Id::Text(text) if text.len() < 0x80 => 1 + text.len(),
+        Id::Text(text) => 2 + text.len(),
     }
 }
 
@@ -332,6 +359,29 @@ mod tests {
                 (&b"\x10e"[..], Some(&b""[..])),
             ])
         );
+    }
+
+    #[test]
+    fn an_id_is_as_long_as_is_said() {
+        let uuid = "0f8fad5b-d9cb-469f-a165-70867728950e".to_owned();
+        for text in [
+            uuid,
+            "a".to_owned(),
+            "x".repeat(127),
+            "x".repeat(128),
+            "x".repeat(256),
+        ] {
+            let id = Id::new(&text).expect("a valid id");
+            let mut out = Vec::new();
+            put_id(&mut out, &id);
+            assert_eq!(out.len(), id_len(&id), "{text}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "as long as was said")]
+    fn a_row_of_another_length_is_never_written() {
+        Rows::default().push_sized(2, None, |out| out.push(1));
     }
 
     #[test]

@@ -20,7 +20,7 @@ use std::hash::BuildHasher;
 
 use crate::core::ids::{Id, UserId};
 use crate::core::partition::{Decision, Domain};
-use crate::core::rows::{CorruptRow, Reader, Rows, put_id, put_timestamp, put_varint};
+use crate::core::rows::{CorruptRow, Reader, Rows, id_len, put_id, put_timestamp, put_varint};
 use crate::core::time::Timestamp;
 
 use super::ALARM_TABLE;
@@ -524,20 +524,23 @@ impl Domain for Alarms {
     }
 
     fn encode(change: &Change, rows: &mut Rows) {
-        let mut key = Vec::with_capacity(64);
-        key.push(ALARM_TABLE);
-        put_id(&mut key, &change.user.0);
-        put_id(&mut key, &change.alarm.0);
-        let Some(row) = &change.row else {
-            return rows.push(&key, None);
-        };
-        let mut value = Vec::with_capacity(16);
-        value.push(flags(row));
-        put_timestamp(&mut value, row.changed_at);
-        if !row.status.is_active() {
-            value.extend_from_slice(&row.cleared_at_s.to_be_bytes());
-        }
-        rows.push(&key, Some(&value));
+        let key_len = 1 + id_len(&change.user.0) + id_len(&change.alarm.0);
+        let value_len = change
+            .row
+            .map(|row| if row.status.is_active() { 9 } else { 13 });
+        rows.push_sized(key_len, value_len, |out| {
+            out.push(ALARM_TABLE);
+            put_id(out, &change.user.0);
+            put_id(out, &change.alarm.0);
+            let Some(row) = &change.row else {
+                return;
+            };
+            out.push(flags(row));
+            put_timestamp(out, row.changed_at);
+            if !row.status.is_active() {
+                out.extend_from_slice(&row.cleared_at_s.to_be_bytes());
+            }
+        });
     }
 
     fn decode(key: &[u8], value: Option<&[u8]>) -> Result<Change, CorruptRow> {

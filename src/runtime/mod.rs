@@ -10,6 +10,9 @@
 //! | file | what it is |
 //! |---|---|
 //! | `delivery` | what travels between the actors |
+//! | `fault` | what ends the process, and how it is reported |
+//! | `gauges` | what the workers tell: what is owed, and that they live |
+//! | `shards` | which worker owns a partition, which router feeds a worker |
 //! | `reader` | the task that pulls batches in, bounded by permits |
 //! | `listener`, `router`, `worker`, `producer` | the actors, one file each |
 //! | `metrics` | what was counted, and the actor that publishes it once a window |
@@ -18,30 +21,37 @@
 //! router from the store; a store that cannot be written ends the process ([`Fault`]).
 
 pub mod delivery;
+mod fault;
+mod gauges;
 mod listener;
 pub mod metrics;
 mod producer;
 mod reader;
 mod router;
+mod shards;
 mod worker;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use actix::dev::{ToEnvelope, channel};
+use actix::dev::channel;
 use actix::prelude::*;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::error;
 
 use crate::bus::wire::Limits;
 use crate::bus::{Claim, Input, Output};
-use crate::core::ids::PartitionId;
 use crate::core::partition::Domain;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+
+pub use fault::{Fault, Faults};
+pub use gauges::{OwedGauge, Pulse};
+pub use shards::Shards;
 
 use delivery::{Codec, Flush};
+use fault::Lifeline;
 use listener::Listener;
 use metrics::{Aggregator, PublishNow};
 use producer::Producer;
@@ -103,234 +113,6 @@ pub struct Edges {
     pub claim: Arc<dyn Claim>,
     /// The broker's duplicate window, if it has one.
     pub duplicate_window: Option<Duration>,
-}
-
-/// What ends the process.
-#[derive(Debug)]
-pub enum Fault {
-    /// The store cannot be read or written.
-    Store(StoreError),
-    /// The program is wrong.
-    Defect(String),
-}
-
-/// Where faults are reported.
-#[derive(Clone)]
-pub struct Faults(mpsc::Sender<Fault>);
-
-impl Faults {
-    /// Ends the process; the first fault is the one that is told.
-    pub fn report(&self, fault: Fault) {
-        // A full channel holds an earlier fault, and a closed one has been heard.
-        drop(self.0.try_send(fault));
-    }
-
-    /// Sends within the permits of the message: a full mailbox means that a permit was forgotten.
-    fn send<A, M>(&self, to: &Addr<A>, message: M)
-    where
-        A: Actor + Handler<M>,
-        A::Context: ToEnvelope<A, M>,
-        M: Message<Result = ()> + Send + 'static,
-    {
-        match to.try_send(message) {
-            // A closed mailbox belongs to an actor that is being restarted or stopped: what it held is read again.
-            Ok(()) | Err(SendError::Closed(_)) => {}
-            Err(SendError::Full(_)) => {
-                let mailbox = std::any::type_name::<A>();
-                self.report(Fault::Defect(format!("the mailbox of {mailbox} is full")));
-            }
-        }
-    }
-}
-
-/// Held by an actor that must not end: its panic ends the process.
-struct Lifeline {
-    faults: Faults,
-    actor: &'static str,
-}
-
-impl Faults {
-    const fn lifeline(self, actor: &'static str) -> Lifeline {
-        Lifeline {
-            faults: self,
-            actor,
-        }
-    }
-}
-
-impl Drop for Lifeline {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let actor = self.actor;
-            self.faults
-                .report(Fault::Defect(format!("the {actor} panicked")));
-        }
-    }
-}
-
-/// Which worker owns a partition, and which router feeds a worker.
-#[derive(Clone, Copy, Debug)]
-pub struct Shards {
-    /// Partitions of the store.
-    pub num_partitions: u16,
-    /// Workers that share them.
-    pub num_workers: usize,
-    /// Routers that share the workers.
-    pub num_routers: usize,
-}
-
-impl Shards {
-    /// The worker that owns a partition.
-    #[must_use]
-    pub fn worker_of(&self, partition: PartitionId) -> usize {
-        usize::from(partition.0) % self.num_workers
-    }
-
-    /// Where a partition stands among those of its worker.
-    #[must_use]
-    pub fn place_in_worker(&self, partition: PartitionId) -> usize {
-        usize::from(partition.0) / self.num_workers
-    }
-
-    /// The router that feeds a worker.
-    #[must_use]
-    pub const fn router_of(&self, worker: usize) -> usize {
-        worker % self.num_routers
-    }
-
-    /// Where a worker stands among those of its router.
-    #[must_use]
-    pub const fn place_in_router(&self, worker: usize) -> usize {
-        worker / self.num_routers
-    }
-
-    /// The partitions of a worker, in the order of [`Shards::place_in_worker`].
-    pub fn partitions_of(&self, worker: usize) -> impl Iterator<Item = PartitionId> {
-        let first = u16::try_from(worker).unwrap_or(u16::MAX);
-        (first..self.num_partitions)
-            .step_by(self.num_workers)
-            .map(PartitionId)
-    }
-
-    /// The workers of a router, in the order of [`Shards::place_in_router`].
-    pub fn workers_of(&self, router: usize) -> impl Iterator<Item = usize> {
-        (router..self.num_workers).step_by(self.num_routers)
-    }
-}
-
-/// What is owed to the broker by all workers: at its bound the input pauses.
-#[derive(Debug, Default)]
-pub struct OwedGauge {
-    rows: AtomicUsize,
-    bytes: AtomicUsize,
-    changed: Notify,
-}
-
-impl OwedGauge {
-    /// Owed messages and their bytes.
-    #[must_use]
-    pub fn now(&self) -> (usize, usize) {
-        (
-            self.rows.load(Ordering::Relaxed),
-            self.bytes.load(Ordering::Relaxed),
-        )
-    }
-
-    fn replace(&self, before: (usize, usize), after: (usize, usize)) {
-        for (total, before, after) in [
-            (&self.rows, before.0, after.0),
-            (&self.bytes, before.1, after.1),
-        ] {
-            if after >= before {
-                total.fetch_add(after - before, Ordering::Relaxed);
-            } else {
-                total.fetch_sub(before - after, Ordering::Relaxed);
-            }
-        }
-        if after.0 < before.0 || after.1 < before.1 {
-            self.changed.notify_waiters();
-        }
-    }
-
-    /// Waits until no more than this is owed.
-    async fn at_most(&self, rows: usize, bytes: usize) {
-        loop {
-            let changed = self.changed.notified();
-            let (owed_rows, owed_bytes) = self.now();
-            if owed_rows <= rows && owed_bytes <= bytes {
-                return;
-            }
-            changed.await;
-        }
-    }
-}
-
-/// When each worker was last seen to work: seconds since the runtime began.
-#[derive(Debug)]
-pub struct Pulse {
-    began: std::time::Instant,
-    beats: Vec<AtomicU64>,
-    is_recovered: Vec<AtomicBool>,
-    recovery: Notify,
-}
-
-impl Pulse {
-    fn new(num_workers: usize) -> Self {
-        Self {
-            began: std::time::Instant::now(),
-            beats: (0..num_workers).map(|_| AtomicU64::new(0)).collect(),
-            is_recovered: (0..num_workers).map(|_| AtomicBool::new(false)).collect(),
-            recovery: Notify::new(),
-        }
-    }
-
-    fn beat(&self, worker: usize) {
-        if let Some(beat) = self.beats.get(worker) {
-            beat.store(self.began.elapsed().as_secs(), Ordering::Relaxed);
-        }
-    }
-
-    fn set_recovered(&self, worker: usize, recovered: bool) {
-        if let Some(is_recovered) = self.is_recovered.get(worker) {
-            is_recovered.store(recovered, Ordering::Release);
-            self.recovery.notify_waiters();
-        }
-    }
-
-    /// Waits until every worker has read its part of the store.
-    async fn recovered(&self) {
-        loop {
-            let mut changed = std::pin::pin!(self.recovery.notified());
-            changed.as_mut().enable();
-            if self
-                .is_recovered
-                .iter()
-                .all(|it| it.load(Ordering::Acquire))
-            {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    /// The longest time since a worker was seen to work; a worker that reads its store does work.
-    #[must_use]
-    pub fn oldest_beat(&self) -> Duration {
-        let now = self.began.elapsed().as_secs();
-        let silent = self
-            .beats
-            .iter()
-            .zip(&self.is_recovered)
-            .map(|(beat, is_recovered)| {
-                let is_recovered = is_recovered.load(Ordering::Acquire);
-                if is_recovered {
-                    now.saturating_sub(beat.load(Ordering::Relaxed))
-                } else {
-                    0
-                }
-            });
-        Duration::from_secs(silent.max().unwrap_or_default())
-    }
 }
 
 /// What the actors share: the edges and the counters, nothing that moves.
@@ -561,99 +343,4 @@ fn start_actor<A: Actor<Context = Context<A>>>(
         actix::spawn(Context::with_receiver(receiver).into_future(make(own_address)));
     });
     address
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn any_shards() -> impl Strategy<Value = Shards> {
-        (1u16..=300).prop_flat_map(|num_partitions| {
-            (1..=usize::from(num_partitions)).prop_flat_map(move |num_workers| {
-                (1..=num_workers).prop_map(move |num_routers| Shards {
-                    num_partitions,
-                    num_workers,
-                    num_routers,
-                })
-            })
-        })
-    }
-
-    proptest! {
-        #[test]
-        fn each_partition_has_one_worker_and_one_place_there(shards in any_shards()) {
-            let mut num_owned = 0;
-            for worker in 0..shards.num_workers {
-                let owned: Vec<_> = shards.partitions_of(worker).collect();
-                prop_assert!(!owned.is_empty(), "worker {worker} has nothing to do");
-                for (place, &partition) in owned.iter().enumerate() {
-                    prop_assert_eq!(shards.worker_of(partition), worker);
-                    prop_assert_eq!(shards.place_in_worker(partition), place);
-                }
-                num_owned += owned.len();
-            }
-            prop_assert_eq!(num_owned, usize::from(shards.num_partitions));
-        }
-
-        #[test]
-        fn each_worker_has_one_router_and_one_place_there(shards in any_shards()) {
-            let mut num_fed = 0;
-            for router in 0..shards.num_routers {
-                let fed: Vec<_> = shards.workers_of(router).collect();
-                prop_assert!(!fed.is_empty(), "router {router} has nothing to do");
-                for (place, &worker) in fed.iter().enumerate() {
-                    prop_assert_eq!(shards.router_of(worker), router);
-                    prop_assert_eq!(shards.place_in_router(worker), place);
-                }
-                num_fed += fed.len();
-            }
-            prop_assert_eq!(num_fed, shards.num_workers);
-        }
-    }
-
-    #[test]
-    fn the_oldest_beat_is_that_of_the_most_silent_worker_that_has_recovered() {
-        let mut pulse = Pulse::new(2);
-        let began = pulse.began.checked_sub(Duration::from_secs(30));
-        pulse.began = began.expect("the machine is up for longer");
-        assert_eq!(pulse.oldest_beat(), Duration::ZERO);
-        pulse.set_recovered(0, true);
-        pulse.beat(0);
-        pulse.set_recovered(1, true);
-        assert!(pulse.oldest_beat() >= Duration::from_secs(30));
-        pulse.beat(1);
-        assert!(pulse.oldest_beat() < Duration::from_secs(2));
-    }
-
-    #[test]
-    fn an_owed_gauge_adds_up_what_the_workers_tell() {
-        let gauge = OwedGauge::default();
-        gauge.replace((0, 0), (3, 300));
-        gauge.replace((0, 0), (1, 100));
-        assert_eq!(gauge.now(), (4, 400));
-        gauge.replace((3, 300), (2, 500));
-        assert_eq!(gauge.now(), (3, 600));
-        gauge.replace((2, 500), (0, 0));
-        gauge.replace((1, 100), (0, 0));
-        assert_eq!(gauge.now(), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn who_waits_for_less_owed_is_woken_by_either_count() {
-        let gauge = Arc::new(OwedGauge::default());
-        gauge.replace((0, 0), (5, 500));
-        let waiting = Arc::clone(&gauge);
-        let woken = tokio::spawn(async move { waiting.at_most(5, 100).await });
-        tokio::task::yield_now().await;
-        // Fewer bytes in more rows.
-        gauge.replace((5, 500), (6, 100));
-        tokio::task::yield_now().await;
-        gauge.replace((6, 100), (5, 90));
-        tokio::time::timeout(Duration::from_secs(10), woken)
-            .await
-            .expect("it is woken")
-            .expect("it does not panic");
-    }
 }

@@ -48,7 +48,7 @@ fn every_help_text_lists_the_exit_statuses() {
         assert_eq!((status, err.as_str()), (0, ""));
         for exit in [
             "0   well",
-            "1   the check",
+            "1   a message",
             "2   usage",
             "3   the broker",
             "70  a defect",
