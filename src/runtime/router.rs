@@ -290,9 +290,14 @@ impl<D: Domain> Handler<WorkerDown> for Router<D> {
             let num_panics = self.panics.entry(cursor).or_default();
             *num_panics += 1;
             let (sequence, num_panics) = (cursor.sequence, *num_panics);
+            let follows = if num_panics < MAX_PANICS {
+                "it is restarted and tries again"
+            } else {
+                "it is restarted, and the message goes to the dead letters"
+            };
             error!(
                 worker,
-                sequence, num_panics, "worker panicked at a message, it is restarted"
+                sequence, num_panics, follows, "worker panicked at a message"
             );
             num_panics <= MAX_PANICS
         });

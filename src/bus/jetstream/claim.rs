@@ -70,7 +70,10 @@ impl Owner {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         Self {
             store: store.to_string(),
-            instance: format!("{:016x}", getrandom::u64().unwrap_or_default()),
+            instance: format!(
+                "{:016x}",
+                getrandom::u64().expect("the system has random bytes")
+            ),
             host: host.trim().to_owned(),
             pid: std::process::id(),
             is_given_back: false,
