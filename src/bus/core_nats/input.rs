@@ -16,7 +16,7 @@ use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
@@ -258,7 +258,7 @@ impl Pump {
             tokio::select! {
                 biased;
                 _ = look.tick() => self.look().await,
-                // Unconstrained: a budget that ends would make a full subscription look empty.
+                // Unconstrained as in `take_chunk`.
                 chunk = unconstrained(poll_fn(|cx| self.poll_chunk(cx))) => {
                     self.push(chunk);
                     tokio::task::yield_now().await;
@@ -301,6 +301,14 @@ impl Pump {
         Poll::Ready(chunk)
     }
 
+    /// Takes what has arrived, without waiting for more.
+    async fn take_chunk(&mut self) -> Poll<Vec<RawMessage>> {
+        let now = || Context::from_waker(Waker::noop());
+        let taking = poll_fn(|_| Poll::Ready(self.poll_chunk(&mut now())));
+        // A budget that ends would make a full subscription look empty.
+        unconstrained(taking).await
+    }
+
     fn push(&mut self, chunk: Vec<RawMessage>) {
         {
             let mut waiting = self.queue.lock();
@@ -325,8 +333,7 @@ impl Pump {
     /// Sees what the client lost, what the server refused, and whether the connection was another one.
     async fn look(&mut self) {
         let num_received = self.received();
-        let waker = std::task::Waker::noop();
-        if let Poll::Ready(chunk) = self.poll_chunk(&mut Context::from_waker(waker)) {
+        if let Poll::Ready(chunk) = self.take_chunk().await {
             self.push(chunk);
         } else {
             // The client counts a message just before it buffers it, so the last may still be on its way.
