@@ -27,7 +27,7 @@ use tracing::{error, info, warn};
 
 use crate::bus::server::ServerError;
 use crate::bus::wire::Limits;
-use crate::bus::{Bus, BusError, Claim, Mode, Start};
+use crate::bus::{Bus, BusError, Claim, Mode, Output, Start};
 use crate::config::{self, Config, InputStart, StoreKind};
 use crate::core::ids::StoreId;
 use crate::domains::State;
@@ -80,7 +80,7 @@ pub enum AppError {
     Defect(String),
     /// The drain took longer than `shutdown.timeout`.
     #[error(
-        "{num_messages} messages were not committed within shutdown.timeout; on core NATS they are lost"
+        "at least {num_messages} messages were not committed within shutdown.timeout; on core NATS they are lost"
     )]
     Undrained {
         /// How many.
@@ -132,6 +132,7 @@ pub async fn serve(config: &Config, ready: impl FnOnce(&dyn Bus)) -> Result<(), 
     );
     let mut daemon = Daemon {
         runtime,
+        output: bus.output(),
         faults,
         claim,
         mode: bus.mode(),
@@ -207,6 +208,7 @@ fn runtime_settings(config: &Config) -> Settings {
 /// The daemon once its actors run.
 struct Daemon {
     runtime: Runtime<State>,
+    output: Arc<dyn Output>,
     faults: mpsc::Receiver<Fault>,
     claim: Arc<dyn Claim>,
     mode: Mode,
@@ -309,6 +311,10 @@ impl Daemon {
         // The last commits may have failed, too.
         if let Ok(fault) = watch.faults.try_recv() {
             return Err(fault.into());
+        }
+        if output == Step::Done {
+            // A message without a digest is answered, too.
+            watch.over(None, self.output.flush()).await?;
         }
         if (input, output) == (Step::Done, Step::Done) {
             info!("drained: what was accepted is committed, what was owed is published");

@@ -34,7 +34,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
 use thiserror::Error;
 
 use crate::core::ids::StoreId;
@@ -114,6 +115,12 @@ pub trait Input: Send {
     /// (a new generation begins with an empty batch). Safe to cancel: nothing is lost by dropping the future.
     fn next(&mut self, max_messages: usize) -> BoxFuture<'_, RawBatch>;
 
+    /// Ends the input, a bounded time: where the broker keeps no copy, everything that it had taken until now is
+    /// ready for [`Input::next`], and nothing comes after it. Elsewhere there is nothing to do.
+    fn close(&mut self) -> BoxFuture<'_, ()> {
+        ready(()).boxed()
+    }
+
     /// What happened since the last call.
     fn take_stats(&mut self) -> InputStats;
 }
@@ -173,6 +180,12 @@ pub trait Output: Send + Sync {
 
     /// Publishes without confirmation: answers and telemetry.
     fn send(&self, subject: String, payload: Bytes);
+
+    /// Resolves when the broker has processed what was given to [`Output::send`] before, or after a bounded time:
+    /// the process may end. Where only telemetry is sent there is nothing to wait for.
+    fn flush(&self) -> BoxFuture<'static, ()> {
+        ready(()).boxed()
+    }
 }
 
 /// The right to read an input and to publish for it, held by one store at a time.

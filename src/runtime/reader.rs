@@ -5,7 +5,7 @@
 //! generation begins: every partition commits that before the generation's first message is taken.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::Addr;
 use futures::FutureExt;
@@ -23,8 +23,6 @@ use super::{Lifeline, Shared};
 
 /// How many messages a batch holds at the most.
 const MAX_BATCH: usize = 4096;
-/// How long a reader that is told to stop still takes what has arrived.
-const LAST_CALL: Duration = Duration::from_secs(1);
 /// How often the reader reports.
 const REPORT: Duration = Duration::from_secs(1);
 
@@ -93,15 +91,14 @@ impl<D: Domain> Reader<D> {
                 },
             }
         }
+        self.input.close().await;
         self.forward_arrived(max_messages).await;
         self.report();
     }
 
-    /// Forwards what has reached the process where the broker keeps no copy of it.
+    /// Forwards what the broker keeps no copy of, to the last message: the input is closed.
     async fn forward_arrived(&mut self, max_messages: usize) {
-        let until = Instant::now() + LAST_CALL;
         while self.input.begin().origin == Origin::Session
-            && Instant::now() < until
             && let Some(batch) = self.input.next(max_messages).now_or_never()
         {
             self.forward(batch).await;

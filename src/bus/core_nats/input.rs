@@ -9,16 +9,18 @@
 //! reader does, so the order of taking is close to that of arrival, and a stalled reader loses nothing before
 //! the queue is full. It first takes barrier messages and then drains every plain subscription: the client
 //! fills its buffers in the order of receipt, so a plain message that came before a barrier message is there
-//! by then. Lost is what the queue refused, to the message, and what the client received less what was taken
-//! from it: nothing else comes over this connection.
+//! by then. At the end an echo says that all that the server had taken has arrived. Lost is what the queue
+//! refused, to the message, and what the client received less what was taken from it: nothing else comes over
+//! this connection.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use async_nats::connection::State;
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -28,7 +30,7 @@ use tokio::sync::broadcast::Receiver;
 use tokio::task::coop::unconstrained;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::error;
+use tracing::{debug, error};
 
 use super::{Settings, ended};
 use crate::bus::connection::{Connection, Violation};
@@ -42,13 +44,17 @@ const CHUNK: usize = 1024;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// How long the echo of an opening is waited for before another is sent.
 const ECHO_WITHIN: Duration = Duration::from_secs(2);
+/// Tells the last echo from those of the opening.
+const LAST_ECHO: Bytes = Bytes::from_static(b"end");
 
 /// The input of a server without streams.
 pub(super) struct CoreInput {
     begin: Position,
     queue: Arc<Queue>,
     max_waiting: usize,
-    _pump: AbortOnDropHandle<()>,
+    closing: Arc<Notify>,
+    /// `None` once it has ended.
+    pump: Option<AbortOnDropHandle<()>>,
 }
 
 impl CoreInput {
@@ -65,11 +71,14 @@ impl CoreInput {
         let runtime = connection.runtime().clone();
         let mut pump = Pump::open(connection, settings, queue.clone()).await?;
         pump.settle().await?;
+        let closing = Arc::<Notify>::default();
+        let running = runtime.spawn(pump.run(Arc::clone(&closing)));
         Ok(Self {
             begin,
             queue,
             max_waiting: settings.max_waiting,
-            _pump: AbortOnDropHandle::new(runtime.spawn(pump.run())),
+            closing,
+            pump: Some(AbortOnDropHandle::new(running)),
         })
     }
 
@@ -111,6 +120,19 @@ impl Input for CoreInput {
             }
         };
         reading.boxed()
+    }
+
+    fn close(&mut self) -> BoxFuture<'_, ()> {
+        let closing = async move {
+            self.closing.notify_one();
+            if let Some(pump) = &mut self.pump
+                && let Err(error) = pump.await
+            {
+                error!(%error, "the input did not end well");
+            }
+            self.pump = None;
+        };
+        closing.boxed()
     }
 
     #[expect(
@@ -189,6 +211,8 @@ struct Pump {
     /// What the client had received at the last look.
     num_received: u64,
     epoch: u64,
+    /// Whether the last echo came: what the server took before it has arrived.
+    is_at_end: bool,
 }
 
 impl Pump {
@@ -234,6 +258,7 @@ impl Pump {
             num_received: 0,
             epoch: connection.connected().await,
             connection,
+            is_at_end: false,
         })
     }
 
@@ -251,12 +276,18 @@ impl Pump {
         }
     }
 
-    async fn run(mut self) {
+    /// Moves messages until it is told to end, and then what is still on its way.
+    async fn run(mut self, closing: Arc<Notify>) {
         let mut look = interval(LOOK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let mut end_by = None;
+        while !self.is_at_end && end_by.is_none_or(|end_by| Instant::now() < end_by) {
             tokio::select! {
                 biased;
+                () = closing.notified() => {
+                    end_by = Some(Instant::now() + ECHO_WITHIN);
+                    self.ask_for_end().await;
+                }
                 _ = look.tick() => self.look().await,
                 // Unconstrained as in `take_chunk`.
                 chunk = unconstrained(poll_fn(|cx| self.poll_chunk(cx))) => {
@@ -265,12 +296,38 @@ impl Pump {
                 }
             }
         }
+        self.take_rest().await;
+    }
+
+    /// Asks for the last echo. Without a connection nothing is on its way, and none will come.
+    async fn ask_for_end(&mut self) {
+        let client = self.connection.client();
+        let is_connected = client.connection_state() == State::Connected;
+        let sent = client.publish(self.inbox.clone(), LAST_ECHO).await;
+        self.is_at_end = !is_connected || sent.is_err();
+    }
+
+    /// Unsubscribes, and takes what is in the client's buffers.
+    async fn take_rest(mut self) {
+        // Requests first: none is taken whose change came too late.
+        for source in self.barrier.iter_mut().chain(&mut self.plain) {
+            if let Err(error) = source.subscriber.unsubscribe().await {
+                debug!(%error, "the client ended before its subscriptions");
+            }
+        }
+        while let Poll::Ready(chunk) = self.take_chunk().await
+            && !chunk.is_empty()
+        {
+            self.push(chunk);
+        }
+        self.say_dropped();
     }
 
     /// Takes what has arrived, in an order that keeps the barrier.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<Vec<RawMessage>> {
-        while let Poll::Ready(Some(_)) = self.echoes.poll_next_unpin(cx) {
+        while let Poll::Ready(Some(echo)) = self.echoes.poll_next_unpin(cx) {
             self.num_taken += 1;
+            self.is_at_end |= echo.payload == LAST_ECHO;
         }
         if self.held.is_empty() {
             for source in &mut self.barrier {
@@ -291,7 +348,7 @@ impl Pump {
         if self.plain.iter().all(|source| source.is_clear) {
             chunk.append(&mut self.held);
         }
-        if chunk.is_empty() {
+        if chunk.is_empty() && !self.is_at_end {
             return Poll::Pending;
         }
         let now = wall_clock();

@@ -35,12 +35,19 @@ const MAX_UNSENT: usize = 1 << 16;
 /// How long after an echo a refusal may still be told by the client.
 const GRACE: Duration = Duration::from_millis(10);
 
+/// What waits to be sent without a confirmation.
+enum Unsent {
+    Message(String, Bytes),
+    /// Answered when everything before it was given to the client.
+    Mark(oneshot::Sender<()>),
+}
+
 /// Where digests, dead letters, answers and telemetry go.
 pub(super) struct CoreOutput {
     connection: Connection,
     confirm_within: Duration,
     confirmations: mpsc::Sender<Waiter>,
-    unsent: mpsc::Sender<(String, Bytes)>,
+    unsent: mpsc::Sender<Unsent>,
     _tasks: Arc<[AbortOnDropHandle<()>; 2]>,
 }
 
@@ -109,23 +116,73 @@ impl Output for CoreOutput {
     }
 
     fn send(&self, subject: String, payload: Bytes) {
-        if let Err(error) = self.unsent.try_send((subject, payload)) {
-            let (mpsc::error::TrySendError::Full((subject, _))
-            | mpsc::error::TrySendError::Closed((subject, _))) = error;
+        let message = Unsent::Message(subject, payload);
+        if let Err(error) = self.unsent.try_send(message)
+            && let Unsent::Message(subject, _) = error.into_inner()
+        {
             warn!(
                 subject,
                 "an answer or telemetry was dropped: too many wait for the broker"
             );
         }
     }
+
+    fn flush(&self) -> BoxFuture<'static, ()> {
+        let deadline = Instant::now() + self.confirm_within;
+        let flushing = flush(
+            self.connection.clone(),
+            self.unsent.clone(),
+            self.confirmations.clone(),
+            deadline,
+        );
+        timeout_at(deadline, flushing)
+            .map(|flushed| {
+                if !matches!(flushed, Ok(Some(Ok(_)))) {
+                    warn!(
+                        "the last answers may not have been sent: the broker does not confirm them"
+                    );
+                }
+            })
+            .boxed()
+    }
 }
 
-async fn send_all(client: Client, mut to_send: mpsc::Receiver<(String, Bytes)>) {
-    while let Some((subject, payload)) = to_send.recv().await {
+async fn send_all(client: Client, mut to_send: mpsc::Receiver<Unsent>) {
+    while let Some(unsent) = to_send.recv().await {
+        let (subject, payload) = match unsent {
+            Unsent::Message(subject, payload) => (subject, payload),
+            Unsent::Mark(reached) => {
+                // Whoever waited may have given up.
+                reached.send(()).ok();
+                continue;
+            }
+        };
         if let Err(error) = client.publish(subject, payload).await {
             warn!(error = %error, "an answer or telemetry was not sent");
         }
     }
+}
+
+/// Waits for an echo sent after everything that waits; `None` when the output ended.
+async fn flush(
+    connection: Connection,
+    unsent: mpsc::Sender<Unsent>,
+    confirmations: mpsc::Sender<Waiter>,
+    deadline: Instant,
+) -> Option<Result<Confirmation, PublishError>> {
+    let (reached, is_given) = oneshot::channel();
+    unsent.send(Unsent::Mark(reached)).await.ok()?;
+    is_given.await.ok()?;
+    let (done, confirmed) = oneshot::channel();
+    let waiter = Waiter {
+        subject: "",
+        connects: num_connects(connection.client()),
+        started: Instant::now(),
+        deadline,
+        done,
+    };
+    confirmations.send(waiter).await.ok()?;
+    confirmed.await.ok()
 }
 
 async fn publish(
