@@ -10,11 +10,13 @@
 //! | [`runtime`] | the actors around the core |
 //! | [`config`] | every setting, its bounds and its origin |
 //! | [`app`] | the daemon from its configuration to its end |
+//! | [`check`] | what a digest service must do, seen from outside |
 //! | [`cli`] | the command line |
 //! | [`telemetry`] | the log |
 
 pub mod app;
 pub mod bus;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod core;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
+use super::up::DEFAULT_FOLDER;
 use crate::config::Sources;
 use crate::core::ids::{Id, UserId};
 
@@ -36,12 +37,23 @@ impl ConfigArgs {
     }
 }
 
-/// What a one-shot command has besides its own arguments.
+/// Which broker a client command talks to, and for how long it waits.
 #[derive(clap::Args, Clone, Debug)]
 pub struct ClientArgs {
     /// Where the configuration comes from.
     #[command(flatten)]
     pub config: ConfigArgs,
+    /// The servers, the same as `--set nats.url=…`.
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "The NATS server, the same as --set nats.url=URL [default: what the configuration names, \
+                else that of the `tocsin up` of this folder, else nats://127.0.0.1:4222]"
+    )]
+    pub url: Option<String>,
+    /// The folder of a running `up`, whose broker is used where none is named.
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
+    pub data: PathBuf,
     /// How long to wait for the broker and the answer.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     pub timeout: Duration,

@@ -19,6 +19,7 @@ pub mod digest;
 pub mod nats_server;
 mod oneshot;
 pub mod serve;
+pub mod style;
 pub mod up;
 
 use std::fmt::Display;
@@ -188,12 +189,12 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Writes to standard output. A reader that went away, as `head` does, is no failure.
+/// Writes to standard output, in colours where it is a terminal and `NO_COLOR` is not set. A reader that went away, as `head` does, is no failure.
 ///
 /// # Errors
 /// When standard output cannot be written, for example on a full disk.
 pub fn print(text: &str) -> Result<(), Failure> {
-    let mut out = io::stdout().lock();
+    let mut out = anstream::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             let line = format!("failed to write to standard output: {error}");

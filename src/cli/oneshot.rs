@@ -1,7 +1,6 @@
 //! What the client commands share: where the broker is, and one connection to it.
 
 use std::fs;
-use std::path::Path;
 
 use async_nats::client::RequestErrorKind;
 use bytes::Bytes;
@@ -10,7 +9,6 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::arguments::ClientArgs;
-use super::up::DEFAULT_FOLDER;
 use super::{Exit, Failure};
 use crate::app::broker::login;
 use crate::app::up::URL_FILE;
@@ -24,8 +22,10 @@ const SUBSCRIPTION_CAPACITY: usize = 65_536;
 /// Connects to the server that is named, else to that of the `up` that runs in this folder.
 pub(super) async fn connect(args: &ClientArgs) -> Result<Connection, Failure> {
     let mut sources = args.config.clone().into_sources();
+    let named = args.url.as_ref().map(|url| format!("nats.url={url}"));
+    sources.sets.extend(named);
     let mut loaded = Config::load(&sources)?;
-    let of_up = Path::new(DEFAULT_FOLDER).join(URL_FILE);
+    let of_up = args.data.join(URL_FILE);
     if !loaded.is_named("nats.url")
         && let Ok(url) = fs::read_to_string(of_up)
     {

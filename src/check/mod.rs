@@ -1,0 +1,13 @@
+//! Everything that looks at a digest service from outside: what it must do, and whether it does.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `messages` | the three JSON messages, written and read once more |
+//! | `oracle` | what a user's alarms are, and which digest a request must get |
+//!
+//! It is written from the specification alone. Of the rest of the program it uses the subjects' names and the
+//! connection to NATS, and neither the domain nor the code that reads and writes its messages: a mistake there
+//! would else be made here, too, and go unseen.
+
+pub mod messages;
+pub mod oracle;
