@@ -110,9 +110,11 @@ impl From<AppError> for Failure {
             | AppError::Server(_)
             | AppError::InUse { .. }
             | AppError::Unwritable { .. }
+            | AppError::Rewind(_)
             | AppError::Store(
                 StoreError::Unusable { .. }
                 | StoreError::Locked { .. }
+                | StoreError::Missing { .. }
                 | StoreError::NewerFormat { .. }
                 | StoreError::Damaged { .. }
                 | StoreError::Corrupt { .. },
