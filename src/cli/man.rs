@@ -118,25 +118,18 @@ fn page(command: clap::Command) -> Page {
 
 /// A block below a help text as it stands there: `Title:`, then indented lines.
 fn section(block: &str) -> String {
-    let mut section = String::new();
-    let lines = match block.split_once('\n') {
+    let (heading, lines) = match block.split_once('\n') {
         Some((title, lines)) if !title.starts_with(' ') => {
             let title = title.trim_end_matches(':').to_uppercase();
-            section.push_str(&format!(".SH \"{title}\"\n"));
-            lines
+            (format!(".SH \"{title}\"\n"), lines)
         }
-        _ => {
-            section.push_str(".PP\n");
-            block
-        }
+        Some(_) | None => (".PP\n".to_owned(), block),
     };
-    section.push_str(".nf\n");
-    for line in lines.lines() {
+    let lines = lines.lines().map(|line| {
         let line = line.strip_prefix("  ").unwrap_or(line);
         let line = line.replace('\\', "\\e").replace('-', "\\-");
         // A line must not begin as a request does.
-        section.push_str(&format!("\\&{line}\n"));
-    }
-    section.push_str(".fi\n");
-    section
+        format!("\\&{line}\n")
+    });
+    format!("{heading}.nf\n{}.fi\n", lines.collect::<String>())
 }

@@ -324,8 +324,7 @@ fn stats_as_json(stats: &Stats) -> Value {
 }
 
 fn verification_in_words(found: &Verification) -> String {
-    let mut words = String::new();
-    for file in &found.files {
+    let files = found.files.iter().map(|file| {
         let (style, verdict) = match &file.verdict {
             Verdict::Well => (CLEARED, "well"),
             Verdict::Torn(_) => (CLEARED, "torn tail"),
@@ -334,19 +333,17 @@ fn verification_in_words(found: &Verification) -> String {
             Verdict::Unchecked => (WARNING, "unchecked"),
         };
         let (path, num_bytes) = (file.path.display(), file.num_bytes);
-        let detail = detail(file).map(|detail| format!(": {detail}"));
-        words.push_str(&format!(
-            "{style}{verdict:<10}{style:#} {path} {DIM}{num_bytes} bytes{DIM:#}{}\n",
-            detail.unwrap_or_default()
-        ));
+        let detail = detail(file).map_or_else(String::new, |detail| format!(": {detail}"));
+        format!("{style}{verdict:<10}{style:#} {path} {DIM}{num_bytes} bytes{DIM:#}{detail}\n")
+    });
+    let files = files.collect::<String>();
+    if found.damage.is_some() {
+        return files;
     }
-    if found.damage.is_none() {
-        words.push_str(&format!(
-            "the store is well: every checksum is right, and all {} rows can be read\n",
-            found.num_rows
-        ));
-    }
-    words
+    let num_rows = found.num_rows;
+    format!(
+        "{files}the store is well: every checksum is right, and all {num_rows} rows can be read\n"
+    )
 }
 
 fn detail(file: &CheckedFile) -> Option<String> {

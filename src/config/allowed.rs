@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 use super::values::{DURATION_UNITS, SIZE_UNITS, Units, servers_pattern};
 
@@ -42,32 +42,36 @@ pub enum Allowed {
 impl Allowed {
     /// What JSON Schema says of it: whatever it refuses is refused here, too. Bounds of durations and sizes,
     /// and what only the system knows, it cannot say: they are in words.
-    pub(super) fn schema(&self) -> Value {
+    pub(super) fn schema(&self) -> Map<String, Value> {
+        let text_or_nothing = || ("type", ["string", "null"].as_slice().into());
+        let text = || ("type", "string".into());
+        let pattern = |pattern: &str| ("pattern", pattern.into());
         match self {
-            Self::Text | Self::File => json!({
-                "type": ["string", "null"],
-                "pattern": PRINTABLE_PATTERN,
-            }),
+            Self::Text | Self::File => fields([text_or_nothing(), pattern(PRINTABLE_PATTERN)]),
             // Whatever a secret may be is none of the schema's business.
-            Self::Secret => json!({ "type": ["string", "null"] }),
-            Self::Required(_) => json!({
-                "type": "string",
-                "minLength": 1,
-                "pattern": PRINTABLE_PATTERN,
-            }),
-            Self::Servers => json!({ "type": "string", "pattern": servers_pattern() }),
-            Self::Count(range) => json!({
-                "type": "integer",
-                "minimum": range.start(),
-                "maximum": range.end(),
-            }),
-            Self::Duration(_) => json!({ "type": "string", "pattern": DURATION_UNITS.pattern() }),
-            Self::Size(_) => json!({ "type": "string", "pattern": SIZE_UNITS.pattern() }),
-            Self::Choice(names) => json!({ "type": "string", "enum": names }),
-            Self::Start => json!({ "type": "string", "pattern": START_PATTERN }),
-            Self::LogFilter => json!({ "type": "string", "minLength": 1 }),
+            Self::Secret => fields([text_or_nothing()]),
+            Self::Required(_) => {
+                fields([text(), ("minLength", 1.into()), pattern(PRINTABLE_PATTERN)])
+            }
+            Self::Servers => fields([text(), pattern(&servers_pattern())]),
+            Self::Count(range) => fields([
+                ("type", "integer".into()),
+                ("minimum", (*range.start()).into()),
+                ("maximum", (*range.end()).into()),
+            ]),
+            Self::Duration(_) => fields([text(), pattern(&DURATION_UNITS.pattern())]),
+            Self::Size(_) => fields([text(), pattern(&SIZE_UNITS.pattern())]),
+            Self::Choice(names) => fields([text(), ("enum", names.as_slice().into())]),
+            Self::Start => fields([text(), pattern(START_PATTERN)]),
+            Self::LogFilter => fields([text(), ("minLength", 1.into())]),
         }
     }
+}
+
+/// A JSON object.
+pub(super) fn fields<const N: usize>(fields: [(&str, Value); N]) -> Map<String, Value> {
+    let owned = fields.map(|(name, value)| (name.to_owned(), value));
+    owned.into_iter().collect()
 }
 
 impl fmt::Display for Allowed {

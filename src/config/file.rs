@@ -76,15 +76,17 @@ pub(super) fn read(path: &Path) -> Result<(String, Map<String, Value>), ConfigEr
 
 /// What stopped a file from being read.
 pub(super) fn why_unreadable(error: &io::Error) -> String {
-    match error.kind() {
-        ErrorKind::NotFound => "there is no such file".to_owned(),
-        ErrorKind::InvalidData => "it is not UTF-8 text".to_owned(),
-        ErrorKind::IsADirectory => "it is a folder".to_owned(),
-        ErrorKind::PermissionDenied => {
-            "permission denied; let the user that runs tocsin read it".to_owned()
-        }
-        _ => error.to_string(),
-    }
+    const KNOWN: [(ErrorKind, &str); 4] = [
+        (ErrorKind::NotFound, "there is no such file"),
+        (ErrorKind::InvalidData, "it is not UTF-8 text"),
+        (ErrorKind::IsADirectory, "it is a folder"),
+        (
+            ErrorKind::PermissionDenied,
+            "permission denied; let the user that runs tocsin read it",
+        ),
+    ];
+    let known = KNOWN.iter().find(|(kind, _)| *kind == error.kind());
+    known.map_or_else(|| error.to_string(), |(_, why)| (*why).to_owned())
 }
 
 /// Line and column of a parser's report, and what it says without what it quotes of the file.

@@ -5,8 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
+use super::allowed::fields;
 use super::sources::{SCHEMA_KEY, Values};
 use super::{Allowed, Config, DEFAULTS, Sources};
 
@@ -24,68 +25,89 @@ impl Config {
     pub fn schema() -> Value {
         let loaded = Self::load(&Sources::none()).expect("the compiled-in defaults are valid");
         let (defaults, sentences) = (Values::defaults(), sentences());
-        let sentence = |name: &str| sentences.get(name).cloned().unwrap_or_default();
-        let mut root = section(
-            "Configuration of tocsin; tocsin config print shows what is in force, tocsin config check what is wrong.",
-        );
+        let mut root = Section::default();
         for setting in &loaded.settings {
-            let mut of_key = setting.allowed.schema();
-            let words = match setting.allowed {
-                Allowed::Text | Allowed::Secret | Allowed::Choice(_) => String::new(),
-                _ => format!(" Must be {}.", setting.allowed),
+            let mut schema = setting.allowed.schema();
+            let sentence = sentences.get(setting.key).cloned().unwrap_or_default();
+            let description = match &setting.allowed {
+                Allowed::Text | Allowed::Secret | Allowed::Choice(_) => sentence,
+                allowed @ (Allowed::Required(_)
+                | Allowed::File
+                | Allowed::Servers
+                | Allowed::Count(_)
+                | Allowed::Duration(_)
+                | Allowed::Size(_)
+                | Allowed::Start
+                | Allowed::LogFilter) => format!("{sentence} Must be {allowed}."),
             };
-            of_key["description"] = format!("{}{words}", sentence(setting.key)).into();
+            schema.insert("description".to_owned(), description.into());
             if setting.allowed == Allowed::Secret {
-                of_key["writeOnly"] = true.into();
+                schema.insert("writeOnly".to_owned(), true.into());
             } else {
-                of_key["default"] = defaults.get(setting.key).scalar.to_json();
+                let default = defaults.get(setting.key).scalar.to_json();
+                schema.insert("default".to_owned(), default);
             }
-            put(&mut root, setting.key, "", &sentence, of_key);
+            root.put(setting.key, schema.into());
         }
-        root["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
-        root["$comment"] = USE.into();
-        root["title"] = "tocsin".into();
-        let of_editor =
-            json!({ "type": "string", "description": "Where this schema is; for editors." });
-        root["properties"][SCHEMA_KEY] = of_editor;
-        root
+        let of_editor = fields([
+            ("type", "string".into()),
+            ("description", "Where this schema is; for editors.".into()),
+        ]);
+        root.keys.insert(SCHEMA_KEY.to_owned(), of_editor.into());
+        let mut schema = root.into_schema("", &sentences);
+        schema.extend(fields([
+            (
+                "$schema",
+                "https://json-schema.org/draft/2020-12/schema".into(),
+            ),
+            ("$comment", USE.into()),
+            ("title", "Configuration of tocsin".into()),
+        ]));
+        schema.into()
     }
 }
 
-/// A section without keys. In YAML one whose keys are all comments is null.
-fn section(description: &str) -> Value {
-    json!({
-        "description": description,
-        "type": ["object", "null"],
-        "additionalProperties": false,
-        "properties": Map::new(),
-    })
+/// Keys, and sections inside of this one.
+#[derive(Default)]
+struct Section {
+    keys: Map<String, Value>,
+    sections: BTreeMap<String, Self>,
 }
 
-/// Puts a key into its section, which is made where it is missing.
-fn put(
-    into: &mut Value,
-    key: &str,
-    parent: &str,
-    sentence: &impl Fn(&str) -> String,
-    of_key: Value,
-) {
-    let properties = &mut into["properties"];
-    let Some((name, rest)) = key.split_once('.') else {
-        properties[key] = of_key;
-        return;
-    };
-    let path = format!("{parent}{name}");
-    if properties[name].is_null() {
-        properties[name] = section(&sentence(&path));
+impl Section {
+    fn put(&mut self, key: &str, schema: Value) {
+        match key.split_once('.') {
+            Some((name, rest)) => {
+                let section = self.sections.entry(name.to_owned()).or_default();
+                section.put(rest, schema);
+            }
+            None => {
+                self.keys.insert(key.to_owned(), schema);
+            }
+        }
     }
-    put(
-        &mut properties[name],
-        rest,
-        &format!("{path}."),
-        sentence,
-        of_key,
-    );
+
+    fn into_schema(self, path: &str, sentences: &BTreeMap<String, String>) -> Map<String, Value> {
+        let mut properties = self.keys;
+        for (name, section) in self.sections {
+            let path = if path.is_empty() {
+                name.clone()
+            } else {
+                format!("{path}.{name}")
+            };
+            let schema = section.into_schema(&path, sentences);
+            properties.insert(name, schema.into());
+        }
+        let mut schema = fields([
+            // In YAML a section whose keys are all comments is null.
+            ("type", ["object", "null"].as_slice().into()),
+            ("additionalProperties", false.into()),
+            ("properties", properties.into()),
+        ]);
+        let sentence = sentences.get(path).map(|it| it.as_str().into());
+        schema.extend(sentence.map(|sentence| ("description".to_owned(), sentence)));
+        schema
+    }
 }
 
 /// What `config/default.toml` says above each section and key; a comment counts for all lines below it up to

@@ -216,12 +216,9 @@ impl Values {
             reason: format!("names {key} twice; keep one of them"),
         })?;
         for (key, value) in flat {
-            let is_empty = match &value.kind {
-                ValueKind::Nil => true,
-                ValueKind::Table(table) => table.is_empty(),
-                _ => false,
-            };
-            if is_empty && self.is_section(&key) {
+            // What has keys was flattened: a section that is still one, or null, has none.
+            let has_no_keys = matches!(value.kind, ValueKind::Nil | ValueKind::Table(_));
+            if has_no_keys && self.is_section(&key) {
                 continue;
             }
             let scalar = Scalar::new(value);

@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::embedded::{Embedded, Options};
-use super::files::{self, Context};
+use super::files::{self, FileError};
 use super::format;
 use super::journal::Claimed;
 use super::recovery::{self, Listing, Scan};
@@ -207,10 +207,11 @@ pub fn verify(
 fn check_files(folder: &Path, listing: &Listing) -> Result<Vec<CheckedFile>, StoreError> {
     let mut checked = Vec::new();
     let mut put = |path: PathBuf, verdict| -> Result<(), StoreError> {
-        // What is missing has no length.
-        let num_bytes = match &verdict {
-            Verdict::Damaged(_) => fs::metadata(&path).map_or(0, |metadata| metadata.len()),
-            _ => fs::metadata(&path).context("read", &path)?.len(),
+        let num_bytes = match (fs::metadata(&path), &verdict) {
+            (Ok(metadata), _) => metadata.len(),
+            // What is missing has no length.
+            (Err(_), Verdict::Damaged(_)) => 0,
+            (Err(error), _) => return Err(FileError::new("read", &path, error).into()),
         };
         checked.push(CheckedFile {
             path,

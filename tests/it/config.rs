@@ -275,6 +275,7 @@ fn the_file_is_the_named_one_else_that_of_the_environment_else_that_of_the_syste
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn a_file_that_cannot_be_used_is_named_with_the_reason() {
     let mut place = Place::new();
     place.sources.config_path = Some(place.path("missing.toml"));

@@ -99,25 +99,28 @@ async fn stats_and_verify_tell_what_a_daemon_left_and_change_no_byte() {
         assert_eq!(daemon.stop().code(), Some(0));
 
         let before = contents(&setup.store());
-        let stats = json_of(&setup.store(), &["stats"]);
-        assert_eq!(stats["Partitions"], partitions);
-        assert_eq!(stats["Format"], 1);
+        let counted = json_of(&setup.store(), &["stats"]);
+        assert_eq!(counted["Partitions"], partitions);
+        assert_eq!(counted["Format"], 1);
         let alarms = serde_json::json!({"CRITICAL": 1, "WARNING": 1, "CLEARED": 1});
-        assert_eq!((&stats["Alarms"], &stats["Users"]), (&alarms, &2.into()));
         assert_eq!(
-            (&stats["Due"], &stats["Owed"]["Messages"]),
+            (&counted["Alarms"], &counted["Users"]),
+            (&alarms, &2.into())
+        );
+        assert_eq!(
+            (&counted["Due"], &counted["Owed"]["Messages"]),
             (&1.into(), &0.into())
         );
         assert_eq!(
             (
-                &stats["Highest"]["Sequence"],
-                &stats["Highest"]["Generation"]
+                &counted["Highest"]["Sequence"],
+                &counted["Highest"]["Generation"]
             ),
             (&4.into(), &0.into())
         );
-        assert_eq!(stats["Lowest"], stats["Highest"]);
-        assert_eq!(stats["Epochs"]["Highest"], 1);
-        assert_eq!(stats["Journal"]["Files"], 1);
+        assert_eq!(counted["Lowest"], counted["Highest"]);
+        assert_eq!(counted["Epochs"]["Highest"], 1);
+        assert_eq!(counted["Journal"]["Files"], 1);
         let (status, words, _) = store(&setup.store(), &["stats"]);
         assert_eq!(status, 0);
         assert!(
@@ -309,12 +312,12 @@ async fn after_a_rewind_the_input_is_read_again_from_there_and_nothing_is_lost()
         told.ends_with("done: the next start reads from there\n"),
         "{told}"
     );
-    let stats = json_of(&setup.store(), &["stats"]);
+    let counted = json_of(&setup.store(), &["stats"]);
     assert_eq!(
-        (&stats["Lowest"], &stats["Lowest"]["Sequence"]),
-        (&stats["Highest"], &1.into())
+        (&counted["Lowest"], &counted["Lowest"]["Sequence"]),
+        (&counted["Highest"], &1.into())
     );
-    assert_eq!(stats["Highest"]["Generation"], 1);
+    assert_eq!(counted["Highest"]["Generation"], 1);
 
     let daemon = setup.start_ready();
     // What follows is answered as ever: once, with what is new.
@@ -361,9 +364,9 @@ async fn after_a_rewind_the_input_is_read_again_from_there_and_nothing_is_lost()
         [&b"junk one"[..], b"junk two", b"junk two"],
         "read again from sequence 2"
     );
-    let stats = json_of(&setup.store(), &["stats"]);
+    let counted = json_of(&setup.store(), &["stats"]);
     assert_eq!(
-        (&stats["Highest"]["Sequence"], &stats["Due"]),
+        (&counted["Highest"]["Sequence"], &counted["Due"]),
         (&8.into(), &0.into())
     );
     assert!(!setup.log().contains("rewritten"), "{}", setup.log());
@@ -423,8 +426,8 @@ async fn a_crash_at_any_byte_of_a_rewind_leaves_all_of_it_or_nothing() {
             &after[..end],
         )
         .unwrap();
-        let stats = json_of(copy.path(), &["stats"]);
-        let of = |place: &str| stats[place]["Generation"].as_u64().unwrap();
+        let counted = json_of(copy.path(), &["stats"]);
+        let of = |place: &str| counted[place]["Generation"].as_u64().unwrap();
         assert_eq!(of("Lowest"), of("Highest"), "cut at byte {end}");
         generations.push(of("Lowest"));
     }
