@@ -16,6 +16,7 @@ up: tools
 	PATH="$(TOOLS):$$PATH" target/release/tocsin up
 
 test: tools
+	.ci/tools docs
 	PATH="$(TOOLS):$$PATH" $(CARGO) test
 
 lint:

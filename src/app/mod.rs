@@ -6,6 +6,7 @@
 //! | `broker` | which bus the configuration and the server ask for |
 //! | `up` | the daemon with a broker of its own |
 //! | `supervisor` | what systemd is told, and the signals that stop us |
+//! | `upkeep` | what is done with a store while no daemon uses it |
 //!
 //! The way up: store (locked, its last segment copied), broker (waited for, for ever), claim (waited for while
 //! another store holds it), workers (the store is read, in parallel), input, `READY=1`. The way down: the input
@@ -15,6 +16,7 @@ pub mod broker;
 pub mod codec;
 mod supervisor;
 pub mod up;
+pub mod upkeep;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -30,6 +32,7 @@ use crate::bus::wire::Limits;
 use crate::bus::{Bus, BusError, Claim, Mode, Output, Start};
 use crate::config::{self, Config, InputStart, StoreKind};
 use crate::core::ids::StoreId;
+use crate::core::position::RewindError;
 use crate::domains::State;
 use crate::domains::alarms;
 use crate::runtime::{Edges, Fault, Pulse, Runtime, Settings};
@@ -48,6 +51,9 @@ pub enum AppError {
     /// The broker cannot be used as it is configured.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The input cannot be read again from there.
+    #[error(transparent)]
+    Rewind(#[from] RewindError),
     /// The child nats-server cannot be run.
     #[error(transparent)]
     Server(#[from] ServerError),

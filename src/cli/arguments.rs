@@ -9,12 +9,16 @@ use super::up::DEFAULT_FOLDER;
 use crate::config::Sources;
 use crate::core::ids::{Id, UserId};
 
+const CONFIGURATION: &str = "Configuration";
+const CONNECTION: &str = "Connection";
+
 /// Where the configuration comes from.
 #[derive(clap::Args, Clone, Debug, Default)]
 pub struct ConfigArgs {
     /// The configuration file.
     #[arg(
         long,
+        help_heading = CONFIGURATION,
         value_name = "FILE",
         help = "The configuration file, TOML, YAML or JSON by its ending [default: $TOCSIN_CONFIG, \
                 else /etc/tocsin/tocsin.{toml,yaml,json}]"
@@ -23,6 +27,7 @@ pub struct ConfigArgs {
     /// Keys set over the file and the environment.
     #[arg(
         long,
+        help_heading = CONFIGURATION,
         value_name = "KEY=VALUE",
         help = "Sets one key over the file and the environment, for example input.in_flight=1000"
     )]
@@ -46,16 +51,17 @@ pub struct ClientArgs {
     /// The servers, the same as `--set nats.url=…`.
     #[arg(
         long,
+        help_heading = CONNECTION,
         value_name = "URL",
         help = "The NATS server, the same as --set nats.url=URL [default: what the configuration names, \
                 else that of the `tocsin up` of this folder, else nats://127.0.0.1:4222]"
     )]
     pub url: Option<String>,
     /// The folder of a running `up`, whose broker is used where none is named.
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
+    #[arg(long, help_heading = CONNECTION, value_name = "DIR", default_value = DEFAULT_FOLDER)]
     pub data: PathBuf,
     /// How long to wait for the broker and the answer.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
+    #[arg(long, help_heading = CONNECTION, value_name = "DURATION", default_value = "5s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// How to print what is for reading.
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]

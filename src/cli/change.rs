@@ -3,16 +3,30 @@
 use serde_json::json;
 
 use super::arguments::{ClientArgs, OutputFormat, parse_id, parse_user};
-use super::{EXIT_STATUSES, Exit, Failure, oneshot, print, threads};
+use super::{Exit, Failure, help, oneshot, print, threads};
 use crate::bus::{wall_clock, wire};
 use crate::core::ids::{Id, UserId};
 use crate::core::time::Timestamp;
 use crate::domains::Command;
 use crate::domains::alarms::{AlarmId, Status};
 
+const EXITS: [Exit; 6] = [
+    Exit::Well,
+    Exit::NotTaken,
+    Exit::Unusable,
+    Exit::Unreachable,
+    Exit::Defect,
+    Exit::WriteFailed,
+];
+
+const EXAMPLES: &str = "\
+  tocsin change ann disk CRITICAL
+  tocsin change ann disk CLEARED --at 2026-01-31T08:00:00Z
+  tocsin change ann disk WARNING --url nats://broker:4222 -o json";
+
 /// The arguments of `tocsin change`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXIT_STATUSES)]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
 pub struct Args {
     /// The user whose alarm it is.
     #[arg(value_parser = parse_user)]

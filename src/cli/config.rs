@@ -1,17 +1,48 @@
-//! `tocsin config`: the effective configuration with the origin of every value, or whether it is valid.
+//! `tocsin config`: the effective configuration with the origin of every value, whether it is valid, and its
+//! schema.
 //!
 //! `print` gives a valid configuration file: every key with its value, and in a comment who set it.
 //! Secrets are shown as `[redacted]`.
+
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::arguments::{ConfigArgs, OutputFormat};
-use super::{EXIT_STATUSES, Exit, Failure, print};
+use super::{Exit, Failure, complain, help, print};
 use crate::config::{Config, Loaded, Origin, Setting};
+
+const EXITS: [Exit; 4] = [Exit::Well, Exit::Unusable, Exit::Defect, Exit::WriteFailed];
+
+const EXAMPLES: &str = "\
+  tocsin config print                      # every setting, and who set it
+  tocsin config check /etc/tocsin/tocsin.toml
+  tocsin config schema > tocsin.schema.json";
+
+const PRINT_EXAMPLES: &str = "\
+  tocsin config print                      # every setting, and who set it
+  tocsin config print > tocsin.toml        # a file to begin with; secrets are [redacted]
+  tocsin config print -o json --set input.mode=core";
+
+const CHECK_EXAMPLES: &str = "\
+  tocsin config check                      # what `tocsin serve` would use here
+  tocsin config check tocsin.yaml
+  tocsin config check tocsin.toml -o json";
+
+const SCHEMA_EXAMPLES: &str = "\
+  tocsin config schema > tocsin.schema.json
+
+  first line of tocsin.toml (Taplo, Even Better TOML):  #:schema ./tocsin.schema.json
+  first line of tocsin.yaml (yaml-language-server):     # yaml-language-server: $schema=./tocsin.schema.json
+  a key of tocsin.json:                                 \"$schema\": \"./tocsin.schema.json\"";
 
 /// The arguments of `tocsin config`.
 #[derive(clap::Args, Clone, Debug)]
+#[command(
+    after_help = help::SHORT,
+    after_long_help = help::epilog(EXAMPLES, &EXITS)
+)]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -20,14 +51,39 @@ pub struct Args {
 #[derive(Clone, Debug, Subcommand)]
 enum Command {
     /// Prints every key with its value and who set it.
-    Print(Reading),
-    /// Says whether the configuration is valid, and where it comes from.
-    Check(Reading),
+    Print(PrintArgs),
+    /// Says whether the configuration is valid, and where it comes from; starts nothing.
+    Check(CheckArgs),
+    /// Prints the JSON Schema of a configuration file, for editors.
+    #[command(
+        after_help = help::SHORT,
+        after_long_help = help::epilog(SCHEMA_EXAMPLES, &EXITS)
+    )]
+    Schema,
 }
 
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXIT_STATUSES)]
-struct Reading {
+#[command(
+    after_help = help::SHORT,
+    after_long_help = help::epilog(PRINT_EXAMPLES, &EXITS)
+)]
+struct PrintArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// How to print.
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    output: OutputFormat,
+}
+
+#[derive(clap::Args, Clone, Debug)]
+#[command(
+    after_help = help::SHORT,
+    after_long_help = help::epilog(CHECK_EXAMPLES, &EXITS)
+)]
+struct CheckArgs {
+    /// The file to check, the same as --config FILE.
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    file: Option<PathBuf>,
     #[command(flatten)]
     config: ConfigArgs,
     /// How to print.
@@ -41,28 +97,44 @@ struct Reading {
 /// What is wrong with the configuration, or that standard output cannot be written.
 pub fn run(args: Args) -> Result<Exit, Failure> {
     match args.command {
-        Command::Print(reading) => {
-            let loaded = Config::load(&reading.config.into_sources())?;
-            print(&match reading.output {
+        Command::Print(args) => {
+            let loaded = Config::load(&args.config.into_sources())?;
+            print(&match args.output {
                 OutputFormat::Text => as_toml(&loaded.settings),
                 OutputFormat::Json => format!("{}\n", as_json(&loaded.settings)),
             })?;
         }
-        Command::Check(reading) => check(reading)?,
+        Command::Check(args) => check(args)?,
+        Command::Schema => print(&format!("{:#}\n", Config::schema()))?,
     }
     Ok(Exit::Well)
 }
 
-fn check(reading: Reading) -> Result<(), Failure> {
-    let loaded = Config::load(&reading.config.into_sources());
-    if reading.output == OutputFormat::Text {
-        let num_changed = num_changed(&loaded?);
+fn check(args: CheckArgs) -> Result<(), Failure> {
+    let mut config = args.config;
+    config.config = config.config.or(args.file);
+    let loaded = Config::load(&config.into_sources());
+    if args.output == OutputFormat::Text {
+        let loaded = loaded?;
+        for warning in &loaded.warnings {
+            complain(&format!("warning: {warning}"));
+        }
+        let file = match &loaded.file {
+            Some(file) => format!("file {file}"),
+            None => "no file".to_owned(),
+        };
+        let num_changed = num_changed(&loaded);
         return print(&format!(
-            "the configuration is valid; keys that differ from the default: {num_changed}\n"
+            "the configuration is valid: {file}; keys that differ from the default: {num_changed}\n"
         ));
     }
     let verdict = match &loaded {
-        Ok(loaded) => json!({"Valid": true, "Changed": num_changed(loaded)}),
+        Ok(loaded) => json!({
+            "Valid": true,
+            "File": loaded.file.as_ref().map(|file| file.path.display().to_string()),
+            "Changed": num_changed(loaded),
+            "Warnings": loaded.warnings,
+        }),
         Err(error) => json!({"Valid": false, "Error": error.to_string()}),
     };
     print(&format!("{verdict}\n"))?;

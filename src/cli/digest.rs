@@ -5,15 +5,29 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::arguments::{ClientArgs, OutputFormat, parse_user};
-use super::{EXIT_STATUSES, Exit, Failure, oneshot, print, threads};
+use super::{Exit, Failure, help, oneshot, print, threads};
 use crate::bus::wire;
 use crate::core::ids::UserId;
 use crate::domains::Command;
 use crate::domains::alarms::Digest;
 
+const EXITS: [Exit; 6] = [
+    Exit::Well,
+    Exit::NotTaken,
+    Exit::Unusable,
+    Exit::Unreachable,
+    Exit::Defect,
+    Exit::WriteFailed,
+];
+
+const EXAMPLES: &str = "\
+  tocsin digest ann
+  tocsin digest ann -o json --timeout 1s
+  tocsin digest ann --config /etc/tocsin/tocsin.toml";
+
 /// The arguments of `tocsin digest`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXIT_STATUSES)]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
 pub struct Args {
     /// The user whose digest is asked for.
     #[arg(value_parser = parse_user)]

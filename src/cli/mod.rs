@@ -14,11 +14,15 @@
 
 pub mod arguments;
 pub mod change;
+pub mod completions;
 pub mod config;
 pub mod digest;
+pub mod help;
+pub mod man;
 pub mod nats_server;
 mod oneshot;
 pub mod serve;
+pub mod store;
 pub mod style;
 pub mod up;
 
@@ -29,7 +33,7 @@ use std::process::{self, ExitCode};
 use std::thread;
 
 use clap::error::ErrorKind as UsageKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::app::AppError;
 use crate::app::up::LAUNCH_COMMAND;
@@ -38,7 +42,7 @@ use crate::config::ConfigError;
 use crate::store::StoreError;
 use crate::telemetry::LogError;
 
-/// Stands below every help text.
+/// Every exit status; help texts show those that their command has.
 pub const EXIT_STATUSES: &str = "\
 Exit status:
   0   well
@@ -64,6 +68,18 @@ pub enum Exit {
     Defect = 70,
     /// A write or fsync failed.
     WriteFailed = 74,
+}
+
+impl Exit {
+    /// Every status.
+    pub const ALL: [Self; 6] = [
+        Self::Well,
+        Self::NotTaken,
+        Self::Unusable,
+        Self::Unreachable,
+        Self::Defect,
+        Self::WriteFailed,
+    ];
 }
 
 impl From<Exit> for ExitCode {
@@ -110,9 +126,11 @@ impl From<AppError> for Failure {
             | AppError::Server(_)
             | AppError::InUse { .. }
             | AppError::Unwritable { .. }
+            | AppError::Rewind(_)
             | AppError::Store(
                 StoreError::Unusable { .. }
                 | StoreError::Locked { .. }
+                | StoreError::Missing { .. }
                 | StoreError::NewerFormat { .. }
                 | StoreError::Damaged { .. }
                 | StoreError::Corrupt { .. },
@@ -139,9 +157,22 @@ fn threads() -> Result<tokio::runtime::Runtime, AppError> {
         })
 }
 
+const EXAMPLES: &str = "\
+  tocsin up                                # everything on this machine, with no configuration
+  tocsin change ann disk CRITICAL          # an alarm of user ann rings
+  tocsin digest ann                        # what is new for her
+  tocsin serve --config /etc/tocsin/tocsin.toml";
+
 /// Turns the noisy status of many machines, URLs and jobs into few, ordered, never-lost alarm digests.
 #[derive(Debug, Parser)]
-#[command(name = "tocsin", version, about, after_help = EXIT_STATUSES)]
+#[command(
+    name = "tocsin",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = help::SHORT,
+    after_long_help = help::epilog(EXAMPLES, &Exit::ALL)
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -157,11 +188,23 @@ enum Command {
     Change(change::Args),
     /// Asks for a user's digest and prints it.
     Digest(digest::Args),
-    /// Shows or checks the effective configuration.
+    /// Shows or checks the effective configuration, or prints its schema.
     Config(config::Args),
+    /// Looks into the store of a daemon that is stopped, or has its input read again.
+    Store(store::Args),
+    /// Prints the completion script of a shell.
+    Completions(completions::Args),
+    /// Prints the manual page of a command, or writes all of them.
+    Man(man::Args),
     /// Becomes nats-server, for `up`.
     #[command(name = LAUNCH_COMMAND, hide = true)]
     NatsServer(nats_server::Args),
+}
+
+/// The whole command line, as `--help`, completions and manual pages show it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// Runs the program.
@@ -178,6 +221,9 @@ pub fn run() -> ExitCode {
         Command::Change(args) => change::run(&args),
         Command::Digest(args) => digest::run(&args),
         Command::Config(args) => config::run(args),
+        Command::Store(args) => store::run(args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::NatsServer(args) => Err(nats_server::run(args)),
     };
     match outcome {
@@ -256,13 +302,11 @@ fn on_panic(info: &PanicHookInfo<'_>) {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]
     fn the_arguments_are_consistent() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 
     #[test]

@@ -1,14 +1,29 @@
 //! `tocsin serve`: the daemon as systemd or a container runs it; never starts a broker.
 
+use tracing::warn;
+
 use super::arguments::ConfigArgs;
-use super::{EXIT_STATUSES, Exit, Failure, threads};
+use super::{Exit, Failure, help, threads};
 use crate::app;
 use crate::config::Config;
 use crate::telemetry;
 
+const EXITS: [Exit; 5] = [
+    Exit::Well,
+    Exit::NotTaken,
+    Exit::Unusable,
+    Exit::Defect,
+    Exit::WriteFailed,
+];
+
+const EXAMPLES: &str = "\
+  tocsin serve                             # with /etc/tocsin/tocsin.toml, if it is there
+  tocsin serve --config tocsin.yaml --set log.filter=debug
+  TOCSIN__NATS__URL=nats://broker:4222 tocsin serve";
+
 /// The arguments of `tocsin serve`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXIT_STATUSES)]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
 pub struct Args {
     /// Where the configuration comes from.
     #[command(flatten)]
@@ -22,6 +37,9 @@ pub struct Args {
 pub fn run(args: Args) -> Result<Exit, Failure> {
     let loaded = Config::load(&args.config.into_sources())?;
     telemetry::init_logging(&loaded.config.log)?;
+    for warning in &loaded.warnings {
+        warn!("{warning}");
+    }
     let threads = threads()?;
     let served = threads.block_on(app::serve(&loaded.config, |_| {}));
     // Whatever still waits for the broker must not hold up the end.

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use tracing::warn;
+
 use super::arguments::ConfigArgs;
-use super::{EXIT_STATUSES, Exit, Failure, threads};
+use super::{Exit, Failure, help, threads};
 use crate::app::up::{Broker, DataFolder, up};
 use crate::config::{Config, Loaded};
 use crate::telemetry;
@@ -11,9 +13,22 @@ use crate::telemetry;
 /// The folder for everything where `--data` names none.
 pub(super) const DEFAULT_FOLDER: &str = "./tocsin-data";
 
+const EXITS: [Exit; 5] = [
+    Exit::Well,
+    Exit::NotTaken,
+    Exit::Unusable,
+    Exit::Defect,
+    Exit::WriteFailed,
+];
+
+const EXAMPLES: &str = "\
+  tocsin up                                # a broker of its own, data in ./tocsin-data
+  tocsin up --data /srv/tocsin
+  tocsin up --set nats.url=nats://broker:4222";
+
 /// The arguments of `tocsin up`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXIT_STATUSES)]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
 pub struct Args {
     /// The folder for the store, the broker's streams and the URL in use.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]
@@ -30,6 +45,9 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let named = Config::load(&args.config.clone().into_sources())?;
     telemetry::init_logging(&named.config.log)?;
+    for warning in &named.warnings {
+        warn!("{warning}");
+    }
     let threads = threads()?;
     let result = threads.block_on(run_here(args, &named));
     threads.shutdown_background();

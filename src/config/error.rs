@@ -1,5 +1,6 @@
 //! What can be wrong with a configuration, each in one line.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use thiserror::Error;
@@ -10,10 +11,12 @@ use super::sources::Origin;
 #[derive(Clone, Debug, Eq, Error, PartialEq)]
 pub enum ConfigError {
     /// A configuration file that cannot be used at all.
-    #[error("configuration file {}: {reason}", path.display())]
+    #[error("configuration file {}{}: {reason}", path.display(), Place(*place))]
     File {
         /// The file.
         path: PathBuf,
+        /// Line and column, where there is one place.
+        place: Option<(usize, usize)>,
         /// What is wrong with it, and what to do.
         reason: String,
     },
@@ -59,4 +62,14 @@ pub enum ConfigError {
         /// What is expected.
         reason: String,
     },
+}
+
+/// A place behind the name of its file.
+struct Place(Option<(usize, usize)>);
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let place = self.0.map(|(line, column)| write!(f, ":{line}:{column}"));
+        place.unwrap_or(Ok(()))
+    }
 }

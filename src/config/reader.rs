@@ -10,10 +10,15 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::file::why_unreadable;
 use super::settings::redact_login;
-use super::sources::{Raw, Values, why_unreadable};
+use super::sources::{Raw, Values};
 use super::values::{self, DURATION_UNITS, SIZE_UNITS, Scalar, Units};
-use super::{ConfigError, Origin, Secret, ServerUrls};
+use super::{Allowed, ConfigError, InputStart, Origin, Secret, ServerUrls};
+use crate::core::time::Timestamp;
+
+/// What a text must be that is written as something else.
+const IN_QUOTES: &str = "a text; put it in quotes";
 
 /// One key as it is in force.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -24,6 +29,8 @@ pub struct Setting {
     pub value: Value,
     /// Who set it.
     pub origin: Origin,
+    /// What it may be.
+    pub allowed: Allowed,
 }
 
 /// Takes each key once, and remembers what is in force.
@@ -54,9 +61,14 @@ impl Reader {
         self.raw(key).scalar != Scalar::Text(String::new())
     }
 
-    fn note(&mut self, key: &'static str, value: Value) {
+    fn note(&mut self, key: &'static str, value: Value, allowed: Allowed) {
         let origin = self.raw(key).origin.clone();
-        self.settings.push(Setting { key, value, origin });
+        self.settings.push(Setting {
+            key,
+            value,
+            origin,
+            allowed,
+        });
     }
 
     /// Replaces the noted value of a key whose 0 means: whatever fits.
@@ -72,8 +84,8 @@ impl Reader {
         let Raw { scalar, origin } = self.raw(key);
         let found = match (key, scalar) {
             ("nats.password" | "nats.token", _) => "set".to_owned(),
-            ("nats.url", Scalar::Text(text)) => format!("{:?}", redact_urls(text)),
             _ if !self.is_set(key) => "empty".to_owned(),
+            ("nats.url", Scalar::Text(text)) => format!("{:?}", redact_urls(text)),
             (_, scalar) => scalar.to_string(),
         };
         ConfigError::Invalid {
@@ -95,23 +107,33 @@ impl Reader {
 
     /// A text, or nothing when it is empty.
     pub(super) fn text(&mut self, key: &'static str) -> Result<Option<String>, ConfigError> {
+        self.printable(key, Allowed::Text)
+    }
+
+    fn printable(
+        &mut self,
+        key: &'static str,
+        allowed: Allowed,
+    ) -> Result<Option<String>, ConfigError> {
         let Some(text) = self.raw(key).scalar.as_text() else {
-            return Err(self.refuse(key, "a text; put it in quotes"));
+            return Err(self.refuse(key, IN_QUOTES));
         };
         if text.contains(char::is_control) {
             return Err(self.refuse(key, "a text without control characters"));
         }
         let text = Some(text.to_owned()).filter(|text| !text.is_empty());
-        self.note(key, text.clone().into());
+        self.note(key, text.clone().into(), allowed);
         Ok(text)
     }
 
+    /// A text that must be there; `what` says what it is.
     pub(super) fn required_text(
         &mut self,
         key: &'static str,
-        allowed: &str,
+        what: &'static str,
     ) -> Result<String, ConfigError> {
-        self.text(key)?.ok_or_else(|| self.refuse(key, allowed))
+        let text = self.printable(key, Allowed::Required(what))?;
+        text.ok_or_else(|| self.refuse(key, what))
     }
 
     pub(super) fn count(
@@ -119,14 +141,22 @@ impl Reader {
         key: &'static str,
         range: RangeInclusive<usize>,
     ) -> Result<usize, ConfigError> {
-        let given = self.raw(key).scalar.as_count();
-        let given = given.and_then(|count| usize::try_from(count).ok());
-        let Some(count) = given.filter(|count| range.contains(count)) else {
-            let allowed = format!("a whole number from {} to {}", range.start(), range.end());
-            return Err(self.refuse(key, &allowed));
-        };
-        self.note(key, count.into());
-        Ok(count)
+        let allowed = Allowed::Count(range.clone());
+        let Raw { scalar, origin } = self.raw(key);
+        let is_quoted = matches!(origin, Origin::File { .. })
+            && scalar.as_text().is_some_and(|it| !it.is_empty());
+        let given = scalar
+            .as_count()
+            .and_then(|count| usize::try_from(count).ok())
+            .filter(|count| range.contains(count));
+        match given {
+            Some(count) if !is_quoted => {
+                self.note(key, count.into(), allowed);
+                Ok(count)
+            }
+            Some(_) => Err(self.refuse(key, &format!("{allowed}, without quotes"))),
+            None => Err(self.refuse(key, &allowed.to_string())),
+        }
     }
 
     pub(super) fn partitions(&mut self, key: &'static str) -> Result<u16, ConfigError> {
@@ -139,7 +169,8 @@ impl Reader {
         key: &'static str,
         millis: RangeInclusive<u64>,
     ) -> Result<Duration, ConfigError> {
-        self.with_unit(key, &DURATION_UNITS, millis)
+        let allowed = Allowed::Duration(millis.clone());
+        self.with_unit(key, &DURATION_UNITS, &millis, allowed)
             .map(Duration::from_millis)
     }
 
@@ -148,46 +179,37 @@ impl Reader {
         key: &'static str,
         bytes: RangeInclusive<u64>,
     ) -> Result<u64, ConfigError> {
-        self.with_unit(key, &SIZE_UNITS, bytes)
+        let allowed = Allowed::Size(bytes.clone());
+        self.with_unit(key, &SIZE_UNITS, &bytes, allowed)
     }
 
     fn with_unit(
         &mut self,
         key: &'static str,
         units: &Units,
-        range: RangeInclusive<u64>,
+        range: &RangeInclusive<u64>,
+        allowed: Allowed,
     ) -> Result<u64, ConfigError> {
-        let given = self
-            .raw(key)
-            .scalar
-            .as_text()
-            .and_then(|text| units.parse(text));
+        let given = self.raw(key).scalar.as_text();
+        let given = given.and_then(|text| units.parse(text));
         let Some(value) = given.filter(|value| range.contains(value)) else {
-            let (least, most) = (units.print(*range.start()), units.print(*range.end()));
-            let allowed = format!(
-                "{} from {least} to {most}, such as {}",
-                units.kind, units.examples
-            );
-            return Err(self.refuse(key, &allowed));
+            return Err(self.refuse(key, &allowed.to_string()));
         };
-        self.note(key, units.print(value).into());
+        self.note(key, units.print(value).into(), allowed);
         Ok(value)
     }
 
     pub(super) fn choice<T: Copy>(
         &mut self,
         key: &'static str,
-        choices: &[(&str, T)],
+        choices: &[(&'static str, T)],
     ) -> Result<T, ConfigError> {
+        let allowed = Allowed::Choice(choices.iter().map(|(name, _)| *name).collect());
         let given = self.raw(key).scalar.as_text();
         let Some((name, choice)) = choices.iter().find(|(name, _)| Some(*name) == given) else {
-            let names: Vec<_> = choices
-                .iter()
-                .map(|(name, _)| format!("{name:?}"))
-                .collect();
-            return Err(self.refuse(key, &format!("one of {}", names.join(", "))));
+            return Err(self.refuse(key, &allowed.to_string()));
         };
-        self.note(key, (*name).into());
+        self.note(key, (*name).into(), allowed);
         Ok(*choice)
     }
 
@@ -195,12 +217,29 @@ impl Reader {
         let text = self.raw(key).scalar.as_text().unwrap_or_default();
         let urls: Vec<_> = text.split(',').map(|url| url.trim().to_owned()).collect();
         if !urls.iter().all(|url| values::is_server_url(url)) {
-            let allowed = "nats://host:port or tls://host:port, several with commas between them";
-            return Err(self.refuse(key, allowed));
+            return Err(self.refuse(key, &Allowed::Servers.to_string()));
         }
         let urls = ServerUrls::new(urls);
-        self.note(key, urls.to_string().into());
+        self.note(key, urls.to_string().into(), Allowed::Servers);
         Ok(urls)
+    }
+
+    /// Where reading begins.
+    pub(super) fn start(&mut self, key: &'static str) -> Result<InputStart, ConfigError> {
+        let text = self.printable(key, Allowed::Start)?.unwrap_or_default();
+        match text.as_str() {
+            "first" => Ok(InputStart::First),
+            "new" => Ok(InputStart::New),
+            time => Timestamp::parse(time)
+                .map(InputStart::At)
+                .map_err(|error| self.refuse(key, &format!("{} ({error})", Allowed::Start))),
+        }
+    }
+
+    pub(super) fn log_filter(&mut self, key: &'static str) -> Result<String, ConfigError> {
+        let text = self.printable(key, Allowed::LogFilter)?;
+        text.filter(|filter| values::is_log_filter(filter))
+            .ok_or_else(|| self.refuse(key, &Allowed::LogFilter.to_string()))
     }
 
     /// The path of a file that can be opened, or nothing.
@@ -208,7 +247,7 @@ impl Reader {
         &mut self,
         key: &'static str,
     ) -> Result<Option<PathBuf>, ConfigError> {
-        let Some(path) = self.text(key)?.map(PathBuf::from) else {
+        let Some(path) = self.printable(key, Allowed::File)?.map(PathBuf::from) else {
             return Ok(None);
         };
         match File::open(&path) {
@@ -224,11 +263,11 @@ impl Reader {
         file_key: &'static str,
     ) -> Result<Option<Secret>, ConfigError> {
         let Some(text) = self.raw(key).scalar.as_text().map(str::to_owned) else {
-            return Err(self.refuse(key, "a text; put it in quotes"));
+            return Err(self.refuse(key, IN_QUOTES));
         };
         let note = |is_set: bool| is_set.then_some(Secret::REDACTED).into();
-        self.note(key, note(!text.is_empty()));
-        let Some(path) = self.text(file_key)?.map(PathBuf::from) else {
+        self.note(key, note(!text.is_empty()), Allowed::Secret);
+        let Some(path) = self.printable(file_key, Allowed::File)?.map(PathBuf::from) else {
             return Ok((!text.is_empty()).then(|| Secret::new(text)));
         };
         if !text.is_empty() {

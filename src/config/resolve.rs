@@ -3,17 +3,17 @@
 //! One function a section, each key taken once through a [`Reader`]. A rule between two keys is checked
 //! in the section that is read later, and its error names both.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::thread;
 
 use super::reader::Reader;
-use super::values;
 use super::{
-    Alarms, Config, ConfigError, Digest, Input, InputMode, InputStart, Log, LogFormat, Metrics,
+    Alarms, Config, ConfigError, ConfigFile, Digest, Input, InputMode, Log, LogFormat, Metrics,
     Nats, Origin, Output, Owed, Producers, Setting, Shutdown, Sources, Store, StoreKind, WhenEmpty,
     Workers,
 };
-use crate::core::time::Timestamp;
 
 const MILLISECOND: u64 = 1;
 const SECOND: u64 = 1000 * MILLISECOND;
@@ -33,6 +33,10 @@ pub struct Loaded {
     pub config: Config,
     /// Every key with its value and origin, sorted by key.
     pub settings: Vec<Setting>,
+    /// The file that was read, if there is one.
+    pub file: Option<ConfigFile>,
+    /// What is allowed and better done otherwise, a line each.
+    pub warnings: Vec<String>,
 }
 
 impl Config {
@@ -41,7 +45,8 @@ impl Config {
     /// # Errors
     /// The first thing that is wrong, as one line.
     pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
-        let mut reader = Reader::new(sources.read()?);
+        let (values, file) = sources.read()?;
+        let mut reader = Reader::new(values);
         let nats = nats(&mut reader)?;
         let input = input(&mut reader)?;
         let store = store(&mut reader)?;
@@ -76,8 +81,14 @@ impl Config {
             log,
             shutdown,
         };
+        let warnings = open_secrets(&reader, &config.nats);
         let settings = reader.into_settings();
-        Ok(Loaded { config, settings })
+        Ok(Loaded {
+            config,
+            settings,
+            file,
+            warnings,
+        })
     }
 }
 
@@ -88,6 +99,34 @@ impl Loaded {
         let setting = self.settings.iter().find(|setting| setting.key == key);
         setting.is_some_and(|setting| setting.origin != Origin::Default)
     }
+}
+
+/// Secrets in a configuration file that everybody on this machine may read.
+fn open_secrets(reader: &Reader, nats: &Nats) -> Vec<String> {
+    let secrets = [
+        (
+            "nats.url",
+            nats.url.has_login(),
+            "nats.user and nats.password_file",
+        ),
+        (
+            "nats.password",
+            reader.is_set("nats.password"),
+            "nats.password_file",
+        ),
+        ("nats.token", reader.is_set("nats.token"), "nats.token_file"),
+    ];
+    let in_open_file = |(key, is_secret, instead): (&str, bool, &str)| {
+        let Origin::File { path, .. } = &reader.raw(key).origin else {
+            return None;
+        };
+        let mode = fs::metadata(path).ok()?.permissions().mode();
+        (is_secret && mode & 0o004 != 0).then(|| {
+            let path = path.display();
+            format!("{key} is a secret in {path}, which everybody may read; chmod 640 it, or use {instead}")
+        })
+    };
+    secrets.into_iter().filter_map(in_open_file).collect()
 }
 
 fn nats(reader: &mut Reader) -> Result<Nats, ConfigError> {
@@ -154,7 +193,7 @@ fn input(reader: &mut Reader) -> Result<Input, ConfigError> {
                 ("core", InputMode::Core),
             ],
         )?,
-        start: start(reader)?,
+        start: reader.start("input.start")?,
         listeners: reader.count("input.listeners", 1..=64)?,
         routers: reader.count("input.routers", 1..=64)?,
         in_flight: reader.count("input.in_flight", 1..=16_777_216)?,
@@ -162,19 +201,6 @@ fn input(reader: &mut Reader) -> Result<Input, ConfigError> {
         stream_max_bytes: reader.size("input.stream_max_bytes", MIB..=PIB)?,
         replicas: reader.count("input.replicas", 1..=5)?,
     })
-}
-
-fn start(reader: &mut Reader) -> Result<InputStart, ConfigError> {
-    let key = "input.start";
-    let text = reader.text(key)?.unwrap_or_default();
-    match text.as_str() {
-        "first" => Ok(InputStart::First),
-        "new" => Ok(InputStart::New),
-        time => Timestamp::parse(time).map(InputStart::At).map_err(|error| {
-            let allowed = "\"first\", \"new\" or a time such as 2026-01-31T00:00:00Z";
-            reader.refuse(key, &format!("{allowed} ({error})"))
-        }),
-    }
 }
 
 fn store(reader: &mut Reader) -> Result<Store, ConfigError> {
@@ -271,10 +297,7 @@ fn alarms(reader: &mut Reader, input: &Input) -> Result<Alarms, ConfigError> {
 }
 
 fn log(reader: &mut Reader) -> Result<Log, ConfigError> {
-    let filter = "log.filter";
-    let allowed = "a level (off, error, warn, info, debug, trace) and target=level pairs, such as \
-                   info,tocsin=debug";
-    let log = Log {
+    Ok(Log {
         format: reader.choice(
             "log.format",
             &[
@@ -283,13 +306,9 @@ fn log(reader: &mut Reader) -> Result<Log, ConfigError> {
                 ("json", LogFormat::Json),
             ],
         )?,
-        filter: reader.required_text(filter, allowed)?,
+        filter: reader.log_filter("log.filter")?,
         file: reader.text("log.file")?.map(PathBuf::from),
-    };
-    if !values::is_log_filter(&log.filter) {
-        return Err(reader.refuse(filter, allowed));
-    }
-    Ok(log)
+    })
 }
 
 #[cfg(test)]
@@ -298,14 +317,9 @@ mod tests {
 
     #[test]
     fn every_key_of_the_defaults_is_taken_exactly_once() {
-        let sources = Sources {
-            config_path: None,
-            sets: Vec::new(),
-            env: Vec::new(),
-            system_folder: PathBuf::from("/nonexistent"),
-        };
+        let sources = Sources::none();
         let loaded = Config::load(&sources).unwrap();
         let taken: Vec<_> = loaded.settings.iter().map(|setting| setting.key).collect();
-        assert_eq!(taken, sources.read().unwrap().keys());
+        assert_eq!(taken, sources.read().unwrap().0.keys());
     }
 }

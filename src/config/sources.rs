@@ -12,21 +12,22 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::env;
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-use std::{env, fs};
 
 use ::config::{FileFormat, Format, Map, Value, ValueKind};
 
+use super::file;
 use super::values::Scalar;
 use super::{ConfigError, DEFAULTS};
 
 const ENV_PREFIX: &str = "TOCSIN__";
 const ENV_CONFIG: &str = "TOCSIN_CONFIG";
 const SYSTEM_FOLDER: &str = "/etc/tocsin";
-const ENDINGS: &str = ".toml, .yaml, .yml or .json";
+/// Where an editor looks for the schema of a file; no setting.
+pub(super) const SCHEMA_KEY: &str = "$schema";
 
 /// Who set a value.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -63,6 +64,37 @@ impl fmt::Display for Origin {
     }
 }
 
+/// The one configuration file that is read.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct ConfigFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Who named it.
+    pub named_by: NamedBy,
+}
+
+/// Who named a configuration file.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum NamedBy {
+    /// An argument.
+    Argument,
+    /// `TOCSIN_CONFIG`.
+    Environment,
+    /// Nobody: it lies where one is looked for.
+    Nobody,
+}
+
+impl fmt::Display for ConfigFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let named_by = match self.named_by {
+            NamedBy::Argument => "named by an argument",
+            NamedBy::Environment => "named by TOCSIN_CONFIG",
+            NamedBy::Nobody => "found there, no other was named",
+        };
+        write!(f, "{} ({named_by})", self.path.display())
+    }
+}
+
 /// What the settings are read from.
 #[derive(Clone, Debug)]
 pub struct Sources {
@@ -88,25 +120,39 @@ impl Sources {
         }
     }
 
-    /// Every known key with the value that won.
-    pub(super) fn read(&self) -> Result<Values, ConfigError> {
+    /// Nothing but the compiled-in defaults.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            config_path: None,
+            sets: Vec::new(),
+            env: Vec::new(),
+            // No folder: nothing can lie in it.
+            system_folder: PathBuf::from("/dev/null"),
+        }
+    }
+
+    /// Every known key with the value that won, and the file that was read.
+    pub(super) fn read(&self) -> Result<(Values, Option<ConfigFile>), ConfigError> {
         let mut values = Values::defaults();
-        if let Some(path) = self.file()? {
-            values.lay_file(&path)?;
+        let file = self.file()?;
+        if let Some(file) = &file {
+            values.lay_file(&file.path)?;
         }
         values.lay_environment(&self.env)?;
         values.lay_sets(&self.sets)?;
-        Ok(values)
+        Ok((values, file))
     }
 
     /// The one configuration file, if there is one.
-    fn file(&self) -> Result<Option<PathBuf>, ConfigError> {
+    fn file(&self) -> Result<Option<ConfigFile>, ConfigError> {
+        let named = |path: PathBuf, named_by| Ok(Some(ConfigFile { path, named_by }));
         if let Some(path) = &self.config_path {
-            return Ok(Some(path.clone()));
+            return named(path.clone(), NamedBy::Argument);
         }
-        let named = self.env.iter().find(|(name, _)| name == ENV_CONFIG);
-        if let Some((_, path)) = named.filter(|(_, path)| !path.is_empty()) {
-            return Ok(Some(PathBuf::from(path)));
+        let of_env = self.env.iter().find(|(name, _)| name == ENV_CONFIG);
+        if let Some((_, path)) = of_env.filter(|(_, path)| !path.is_empty()) {
+            return named(PathBuf::from(path), NamedBy::Environment);
         }
         let mut found = ["toml", "yaml", "json"]
             .map(|ending| self.system_folder.join(format!("tocsin.{ending}")))
@@ -116,10 +162,11 @@ impl Sources {
         if let (Some(path), Some(other)) = (&first, found.next()) {
             return Err(ConfigError::File {
                 path: path.clone(),
+                place: None,
                 reason: format!("{} exists too; keep one of them", other.display()),
             });
         }
-        Ok(first)
+        first.map_or(Ok(None), |path| named(path, NamedBy::Nobody))
     }
 }
 
@@ -135,7 +182,7 @@ pub(super) struct Raw {
 pub(super) struct Values(BTreeMap<String, Raw>);
 
 impl Values {
-    fn defaults() -> Self {
+    pub(super) fn defaults() -> Self {
         let table = FileFormat::Toml
             .parse(None, DEFAULTS)
             .expect("the compiled-in defaults are valid TOML");
@@ -146,7 +193,7 @@ impl Values {
         let flat = flatten(table).expect("the compiled-in defaults name no key twice");
         Self(
             flat.into_iter()
-                .map(|(key, scalar)| (key, raw(scalar)))
+                .map(|(key, value)| (key, raw(Scalar::new(value))))
                 .collect(),
         )
     }
@@ -161,28 +208,21 @@ impl Values {
     }
 
     fn lay_file(&mut self, path: &Path) -> Result<(), ConfigError> {
-        let refuse = |reason| ConfigError::File {
+        let (text, mut table) = file::read(path)?;
+        table.remove(SCHEMA_KEY);
+        let flat = flatten(table).map_err(|key| ConfigError::File {
             path: path.to_owned(),
-            reason,
-        };
-        let format = match path.extension().and_then(|ending| ending.to_str()) {
-            Some("toml") => FileFormat::Toml,
-            Some("yaml" | "yml") => FileFormat::Yaml,
-            Some("json") => FileFormat::Json,
-            _ => return Err(refuse(format!("its name must end in {ENDINGS}"))),
-        };
-        let text = fs::read_to_string(path)
-            .map_err(|error| refuse(format!("cannot be read: {}", why_unreadable(&error))))?;
-        let table = format.parse(None, &text).map_err(|error| {
-            refuse(format!(
-                "cannot be parsed: {}",
-                in_one_line(&error.to_string())
-            ))
+            place: None,
+            reason: format!("names {key} twice; keep one of them"),
         })?;
-        let flat =
-            flatten(table).map_err(|key| refuse(format!("names {key} twice; keep one of them")))?;
-        for (key, scalar) in flat {
-            let line = line_of(&text, &key);
+        for (key, value) in flat {
+            // What has keys was flattened: a section that is still one, or null, has none.
+            let has_no_keys = matches!(value.kind, ValueKind::Nil | ValueKind::Table(_));
+            if has_no_keys && self.is_section(&key) {
+                continue;
+            }
+            let scalar = Scalar::new(value);
+            let line = file::line_of(&text, &key);
             let path = path.to_owned();
             self.lay(&key, scalar, Origin::File { path, line })?;
         }
@@ -197,7 +237,7 @@ impl Values {
         given.sort_unstable();
         for (name, value) in given {
             let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
-                self.refuse_single_underscores(name)?;
+                self.refuse_misspelt(name)?;
                 continue;
             };
             let Some(value) = value.to_str() else {
@@ -217,28 +257,39 @@ impl Values {
         Ok(())
     }
 
-    /// `TOCSIN_NATS_URL` would be ignored without a word. Other names that begin with `TOCSIN_` are left
-    /// alone: container platforms make up such variables.
-    fn refuse_single_underscores(&self, name: &str) -> Result<(), ConfigError> {
-        let Some(rest) = name.strip_prefix("TOCSIN_") else {
+    /// `TOCSIN_NATS_URL` and the like would be ignored without a word. Other names that begin with `TOCSIN_` are
+    /// left alone: container platforms make up such variables.
+    fn refuse_misspelt(&self, name: &str) -> Result<(), ConfigError> {
+        let upper = name.to_ascii_uppercase();
+        let Some(rest) = upper.strip_prefix("TOCSIN_") else {
             return Ok(());
         };
-        let rest = rest.to_ascii_lowercase();
-        let Some(key) = self.0.keys().find(|key| key.replace('.', "_") == rest) else {
-            return Ok(());
+        let key = rest
+            .trim_matches('_')
+            .replace("__", "_")
+            .to_ascii_lowercase();
+        let is_meant = |known: &&String| known.replace('.', "_") == key;
+        let meant = match self.0.keys().find(is_meant) {
+            Some(key) => key,
+            // Nobody makes up two underscores.
+            None if rest.contains("__") => self.nearest(&key),
+            None => return Ok(()),
         };
         Err(ConfigError::Malformed {
             given: format!("environment variable {name}"),
             reason: format!(
-                "two underscores stand between section and key; name it {}",
-                env_name(key)
+                "two underscores stand before section and key, all in capitals; name it {}",
+                env_name(meant)
             ),
         })
     }
 
     fn lay_sets(&mut self, sets: &[String]) -> Result<(), ConfigError> {
         for set in sets {
-            let Some((key, value)) = set.split_once('=') else {
+            let Some((key, value)) = set
+                .split_once('=')
+                .filter(|(key, _)| !key.trim().is_empty())
+            else {
                 // What stands behind the key may be a secret.
                 let is_key = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
                 let key = set.split(|c| !is_key(c)).next().unwrap_or_default();
@@ -263,6 +314,16 @@ impl Values {
         Err(ConfigError::UnknownKey { key, origin, hint })
     }
 
+    fn nearest(&self, written: &str) -> &str {
+        let nearest = self.0.keys().min_by_key(|known| distance(written, known));
+        nearest.map_or("", String::as_str)
+    }
+
+    fn is_section(&self, key: &str) -> bool {
+        let section = format!("{key}.");
+        self.0.keys().any(|known| known.starts_with(&section))
+    }
+
     /// What the writer of an unknown key may have meant.
     fn hint(&self, key: &str, origin: &Origin) -> String {
         let section = format!("{key}.");
@@ -274,11 +335,7 @@ impl Values {
         if let Some(first) = inside.first() {
             return format!("it is a section, with keys such as {first}");
         }
-        let nearest = self
-            .0
-            .keys()
-            .min_by_key(|known| distance(key, known))
-            .map_or("", String::as_str);
+        let nearest = self.nearest(key);
         match origin {
             Origin::Environment { .. } => {
                 format!("the nearest one is {nearest}: {}", env_name(nearest))
@@ -305,65 +362,23 @@ fn env_name(key: &str) -> String {
     )
 }
 
-/// Sections and keys as `section.key`, in order; a key that is there twice (`a.b` beside `b` in `a`) is
+/// Sections and keys as `section.key`, in order, and sections without keys; a key that is there twice (`a.b` beside `b` in `a`) is
 /// the error.
-fn flatten(table: Map<String, Value>) -> Result<BTreeMap<String, Scalar>, String> {
+fn flatten(table: Map<String, Value>) -> Result<BTreeMap<String, Value>, String> {
     let mut flat = BTreeMap::new();
     let mut open: Vec<(String, Value)> = table.into_iter().collect();
-    while let Some((key, value)) = open.pop() {
-        if let ValueKind::Table(table) = value.kind {
-            open.extend(
-                table
-                    .into_iter()
-                    .map(|(inner, value)| (format!("{key}.{inner}"), value)),
-            );
+    while let Some((key, mut value)) = open.pop() {
+        if let ValueKind::Table(table) = &mut value.kind
+            && !table.is_empty()
+        {
+            let inside = std::mem::take(table).into_iter();
+            open.extend(inside.map(|(inner, value)| (format!("{key}.{inner}"), value)));
             continue;
         }
         match flat.entry(key) {
-            Entry::Vacant(entry) => entry.insert(Scalar::new(value)),
+            Entry::Vacant(entry) => entry.insert(value),
             Entry::Occupied(entry) => return Err(entry.key().clone()),
         };
     }
     Ok(flat)
-}
-
-/// The line that sets a key, if its last name begins one line and no other.
-fn line_of(text: &str, key: &str) -> Option<usize> {
-    let name = key.rsplit('.').next()?;
-    let is_setting = |line: &str| {
-        let line = line.trim_start().trim_start_matches(['"', '\'']);
-        let Some(rest) = line.strip_prefix(key).or_else(|| line.strip_prefix(name)) else {
-            return false;
-        };
-        rest.trim_start_matches(['"', '\''])
-            .trim_start()
-            .starts_with(['=', ':'])
-    };
-    let mut lines = (1..).zip(text.lines()).filter(|(_, line)| is_setting(line));
-    let (number, _) = lines.next()?;
-    lines.next().is_none().then_some(number)
-}
-
-/// What stopped a file from being read.
-pub(super) fn why_unreadable(error: &io::Error) -> String {
-    if error.kind() == ErrorKind::NotFound {
-        return "there is no such file".to_owned();
-    }
-    if error.kind() == ErrorKind::InvalidData {
-        return "it is not UTF-8 text".to_owned();
-    }
-    error.to_string()
-}
-
-/// A parser's report without what it quotes of the file, which may be a secret.
-fn in_one_line(report: &str) -> String {
-    if report.starts_with("invalid type") {
-        return "it holds no sections with keys".to_owned();
-    }
-    let is_drawing = |line: &&str| {
-        let line = line.trim_start_matches(|c: char| c.is_ascii_digit() || c.is_whitespace());
-        !line.starts_with('|')
-    };
-    let lines: Vec<_> = report.lines().filter(is_drawing).map(str::trim).collect();
-    lines.join(": ")
 }

@@ -57,6 +57,12 @@ impl Units {
         digits.parse::<u64>().ok()?.checked_mul(*factor)
     }
 
+    /// What JSON Schema says of such a number.
+    pub(super) fn pattern(&self) -> String {
+        let names: Vec<_> = self.table.iter().map(|(name, _)| *name).collect();
+        format!("^[0-9]+({})$", names.join("|"))
+    }
+
     /// Prints with the largest unit that leaves a whole number.
     pub(super) fn print(&self, value: u64) -> String {
         let fitting = self
@@ -104,6 +110,16 @@ impl Scalar {
         }
     }
 
+    /// As it stands in a file.
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        match self {
+            Self::Text(text) | Self::Other(text) => text.as_str().into(),
+            Self::Integer(number) => {
+                i64::try_from(*number).map_or_else(|_| number.to_string().into(), Into::into)
+            }
+        }
+    }
+
     /// The whole number that it is or spells.
     pub(super) fn as_count(&self) -> Option<u64> {
         match self {
@@ -130,6 +146,16 @@ impl fmt::Display for Scalar {
             Self::Other(shown) => f.write_str(shown),
         }
     }
+}
+
+/// What JSON Schema says of addresses, with commas between them: what [`is_server_url`] says of each.
+pub(super) fn servers_pattern() -> String {
+    let login = "((?!://)[^,])*@";
+    let host = r"(\[[^\[\]\s/,@]+\]|[^\[\]\s/,@:]+)";
+    let port =
+        "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]";
+    let server = format!(r"\s*((nats|tls)://)?({login})?{host}(:0*({port}))?/?\s*");
+    format!("^{server}(,{server})*$")
 }
 
 /// Whether a text can be one server's address.

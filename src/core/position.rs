@@ -6,9 +6,13 @@
 //! | begins beyond our lowest position | purged: go on, and say exactly how many are missing |
 //! | another `created`, ends before our position, or another message there | history was rewritten: a new generation, read from our lowest timestamp less [`REWRITE_MARGIN`] |
 //!
+//! An operator who has the input read again ([`rewind`]) begins a new generation, too: no position goes back.
+//!
 //! What is read twice is harmless: state is made of registers. What is skipped silently is lost.
 
 use std::time::Duration;
+
+use thiserror::Error;
 
 use super::time::Timestamp;
 
@@ -181,6 +185,100 @@ pub fn resume(positions: &[Option<Position>], stream: &StreamView) -> Resume {
     }
 }
 
+/// Where an operator has the input read again from.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum RewindTo {
+    /// The first message that the stream holds.
+    First,
+    /// The message of this sequence, 1 at least.
+    Sequence(u64),
+    /// The first message not before this instant.
+    Time(Timestamp),
+}
+
+/// Why the input cannot be read again from there. Each message says what to do.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum RewindError {
+    /// Nothing was read.
+    #[error("the store has read nothing yet; where its first start begins is said by input.start")]
+    Fresh,
+    /// There is no stream.
+    #[error(
+        "the store was last read into over core NATS, which keeps no message that could be read again; have the changes published again"
+    )]
+    NoStream,
+    /// A start of a new generation was interrupted.
+    #[error(
+        "a stop interrupted the start of a new input generation; start the daemon once, stop it, and rewind then"
+    )]
+    Mixed,
+    /// Reading would go forward, past messages that were not read.
+    #[error(
+        "sequence {to} was not read yet, the store was read into up to {read_up_to}; a rewind only goes back: name a sequence up to that one"
+    )]
+    SequenceAhead {
+        /// The sequence asked for.
+        to: u64,
+        /// The last one that every partition covers.
+        read_up_to: u64,
+    },
+    /// The same, by time.
+    #[error(
+        "{to} was not reached yet, the store was read into up to {read_up_to}; a rewind only goes back: name a time up to that one"
+    )]
+    TimeAhead {
+        /// The time asked for.
+        to: Timestamp,
+        /// The timestamp that every partition covers.
+        read_up_to: Timestamp,
+    },
+}
+
+/// The position that every partition takes when the input is to be read again: in a new generation, so that no
+/// position goes back (I-02) and what is answered again has an id of its own.
+///
+/// # Errors
+/// [`RewindError`] when there is nothing to read again, or reading would skip what was not read.
+pub fn rewind(positions: &[Option<Position>], to: RewindTo) -> Result<Position, RewindError> {
+    let highest = position_to_verify(positions).ok_or(RewindError::Fresh)?;
+    let Origin::Stream { .. } = highest.origin else {
+        return Err(RewindError::NoStream);
+    };
+    let known = || positions.iter().flatten();
+    if known().any(|position| position.cursor.generation != highest.cursor.generation) {
+        return Err(RewindError::Mixed);
+    }
+    let timestamps = || known().map(|position| position.timestamp);
+    let (sequence, timestamp) = match to {
+        RewindTo::First | RewindTo::Sequence(0..=1) => (0, Timestamp::EPOCH),
+        RewindTo::Sequence(to) => {
+            let sequences = known().map(|position| position.cursor.sequence);
+            let read_up_to = sequences.min().unwrap_or_default();
+            if to > read_up_to {
+                return Err(RewindError::SequenceAhead { to, read_up_to });
+            }
+            // What stands before it is not newer than anything that was read.
+            (to - 1, timestamps().max().unwrap_or_default())
+        }
+        RewindTo::Time(to) => {
+            let read_up_to = timestamps().min().unwrap_or_default();
+            if to > read_up_to {
+                return Err(RewindError::TimeAhead { to, read_up_to });
+            }
+            (0, to)
+        }
+    };
+    Ok(Position {
+        origin: highest.origin,
+        cursor: Cursor {
+            generation: highest.cursor.generation + 1,
+            sequence,
+        },
+        timestamp,
+        fingerprint: None,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -312,5 +410,84 @@ mod tests {
             why(resume(&[at(0, 50), at(0, 40)], &stream(1, 45, 40))),
             Some(Rewrite::RolledBack)
         );
+    }
+
+    #[test]
+    fn a_rewind_begins_a_generation_that_a_standing_stream_goes_on_with() {
+        let positions = [at(2, 50), None, at(2, 40)];
+        let to = |to| rewind(&positions, to).expect("it can be read again");
+        let base = to(RewindTo::Sequence(31));
+        assert_eq!(
+            base.cursor,
+            Cursor {
+                generation: 3,
+                sequence: 30
+            }
+        );
+        for (base, verified) in [(base, 30), (to(RewindTo::Sequence(40)), 39)] {
+            assert_eq!(
+                resume(&[Some(base); 3], &stream(1, 60, verified)),
+                Resume::Continue {
+                    after: base,
+                    missing: 0
+                }
+            );
+        }
+        for (target, timestamp) in [
+            (RewindTo::First, Timestamp::EPOCH),
+            (RewindTo::Sequence(1), Timestamp::EPOCH),
+            (
+                RewindTo::Time(Timestamp::from_seconds(5010)),
+                Timestamp::from_seconds(5010),
+            ),
+        ] {
+            let base = to(target);
+            assert_eq!((base.cursor.sequence, base.timestamp), (0, timestamp));
+            assert_eq!(base.cursor.generation, 3);
+        }
+    }
+
+    #[test]
+    fn a_rewind_never_skips_what_was_not_read() {
+        let positions = [at(2, 50), at(2, 40)];
+        assert_eq!(
+            rewind(&positions, RewindTo::Sequence(41)),
+            Err(RewindError::SequenceAhead {
+                to: 41,
+                read_up_to: 40
+            })
+        );
+        let (to, read_up_to) = (Timestamp::from_seconds(5041), Timestamp::from_seconds(5040));
+        assert_eq!(
+            rewind(&positions, RewindTo::Time(to)),
+            Err(RewindError::TimeAhead { to, read_up_to })
+        );
+        assert!(rewind(&positions, RewindTo::Time(read_up_to)).is_ok());
+    }
+
+    #[test]
+    fn what_no_stream_keeps_cannot_be_read_again() {
+        let to = |positions: &[Option<Position>]| rewind(positions, RewindTo::First);
+        assert_eq!(to(&[None, None]), Err(RewindError::Fresh));
+        assert_eq!(to(&[at(3, 50), at(2, 70)]), Err(RewindError::Mixed));
+        let session = at(3, 50).map(|position| Position {
+            origin: Origin::Session,
+            ..position
+        });
+        assert_eq!(to(&[session]), Err(RewindError::NoStream));
+    }
+
+    #[test]
+    fn a_stream_that_changed_after_a_rewind_is_noticed() {
+        let base = rewind(&[at(0, 50), at(0, 40)], RewindTo::Sequence(31)).ok();
+        assert_eq!(
+            why(resume(&[base], &stream(1, 29, 30))),
+            Some(Rewrite::RolledBack)
+        );
+        let other = StreamView {
+            at_position: Some((Timestamp::from_seconds(5051), 1)),
+            ..stream(1, 60, 30)
+        };
+        assert_eq!(why(resume(&[base], &other)), Some(Rewrite::Replaced));
     }
 }

@@ -285,6 +285,13 @@ impl Alarms {
         self.users.len()
     }
 
+    /// How many alarms the next digests will report.
+    #[must_use]
+    pub fn num_due(&self) -> usize {
+        let alarms = self.users.iter().flat_map(|(_, user)| &user.alarms);
+        alarms.filter(|alarm| alarm.row().is_due()).count()
+    }
+
     /// Every row on record, in order of user and alarm.
     #[must_use]
     pub fn rows(&self) -> Vec<(UserId, AlarmId, AlarmRow)> {

@@ -14,6 +14,7 @@
 //! | `journal`, `snapshot` | the two threads that write |
 //! | `ledger`, `shared` | what lies on the disk and why it must stay; poison |
 //! | `reader`, `recovery` | everything that reads |
+//! | `inspect` | looking into a store that nobody uses, without changing it |
 
 use std::fmt;
 use std::fs::File;
@@ -66,7 +67,15 @@ impl Embedded {
     /// Every [`StoreError`] but those of commits. Nothing was changed, unless the folder was empty.
     pub fn open(path: &Path, options: Options) -> Result<Self, StoreError> {
         files::create_folder(path)?;
-        let lock = files::lock(path)?;
+        Self::open_locked(path, options, files::lock(path)?)
+    }
+
+    /// The same, where the folder is there and this process has it.
+    pub(super) fn open_locked(
+        path: &Path,
+        options: Options,
+        lock: File,
+    ) -> Result<Self, StoreError> {
         let opened = recovery::open(path, &options)?;
         let shared = Arc::new(Shared::new(
             path.to_owned(),

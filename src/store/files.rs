@@ -10,7 +10,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -198,12 +198,27 @@ pub(super) fn lock(folder: &Path) -> Result<File, StoreError> {
         .truncate(false)
         .open(&path)
         .context("create", &path)?;
+    take(file, folder, &path)
+}
+
+/// The same without changing anything: `None` where no process has ever had the folder, as in a copy.
+pub(super) fn lock_existing(folder: &Path) -> Result<Option<File>, StoreError> {
+    let path = folder.join("lock");
+    let writable = File::options().write(true).open(&path);
+    match writable.or_else(|_| File::open(&path)) {
+        Ok(file) => take(file, folder, &path).map(Some),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(FileError::new("open", &path, error).into()),
+    }
+}
+
+fn take(file: File, folder: &Path, path: &Path) -> Result<File, StoreError> {
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked {
             path: folder.to_owned(),
         }),
-        Err(TryLockError::Error(error)) => Err(FileError::new("lock", &path, error).into()),
+        Err(TryLockError::Error(error)) => Err(FileError::new("lock", path, error).into()),
     }
 }
 

@@ -23,6 +23,7 @@
 pub mod embedded;
 mod files;
 pub mod format;
+pub mod inspect;
 mod journal;
 mod ledger;
 pub mod memory;
@@ -57,8 +58,14 @@ pub enum StoreError {
         remedy: &'static str,
     },
     /// Another process uses the folder.
-    #[error("store {} is in use by another process; stop it, or give this one a folder of its own (store.path)", path.display())]
+    #[error("store {} is in use by another process; stop it first, or give this one a folder of its own (store.path)", path.display())]
     Locked {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// There is no store, and none is to be created.
+    #[error("there is no store in {}; name its folder with --set store.path=DIR", path.display())]
+    Missing {
         /// The folder.
         path: PathBuf,
     },

@@ -32,7 +32,7 @@ use crate::core::rows::{CorruptRow, RowIter};
 /// The number of a store's first segment.
 const FIRST_SEGMENT: u64 = 1;
 
-/// A store that was found to be sound.
+/// A store that was found to be sound, and is ours.
 pub(super) struct Opened {
     pub(super) store: StoreFile,
     pub(super) ledger: Ledger,
@@ -47,53 +47,92 @@ pub(super) fn open(folder: &Path, options: &Options) -> Result<Opened, StoreErro
         create(folder, options, &listing)?;
         listing = Listing::read(folder)?;
     }
+    let found = examine(folder, &listing, options.min_journal_bytes)?;
+    if let Some(torn) = &found.torn {
+        tracing::warn!(
+            file = %torn.path.display(),
+            offset = torn.offset,
+            num_bytes = torn.num_bytes,
+            reason = torn.what,
+            "the journal ended in a write that a crash interrupted: its torn tail is cut",
+        );
+    }
+    for temporary in &listing.temporaries {
+        files::remove(temporary)?;
+    }
+    let path = found.last.path().to_owned();
+    let active = files::write_whole(&path, &mut found.last.prefix(found.end)?)?;
+    Ok(Opened {
+        store: found.store,
+        ledger: found.ledger,
+        active,
+    })
+}
+
+/// A store that was found to be sound; nothing of it was changed.
+pub(super) struct Found {
+    pub(super) store: StoreFile,
+    pub(super) ledger: Ledger,
+    pub(super) torn: Option<TornTail>,
+    /// The last segment, and where its valid records end.
+    last: FileReader,
+    end: u64,
+}
+
+/// The end of the journal that a crash interrupted: nobody was told that it is durable.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct TornTail {
+    /// The last segment.
+    pub path: PathBuf,
+    /// Where the tail begins.
+    pub offset: u64,
+    /// How long it is.
+    pub num_bytes: u64,
+    /// What is wrong with it.
+    pub what: &'static str,
+}
+
+/// Checks the whole journal and the ends of the snapshots.
+pub(super) fn examine(
+    folder: &Path,
+    listing: &Listing,
+    min_journal_bytes: u64,
+) -> Result<Found, StoreError> {
     let store = read_store(folder)?;
     listing.check_segments(folder)?;
-    let mut scan = Scan {
-        folder,
-        store,
-        heads: Vec::new(),
-        segments: VecDeque::new(),
-    };
+    let mut scan = Scan::new(folder, store);
     let mut oldest_base = Vec::new();
     let mut last = None;
     for &number in &listing.segments {
         let is_last = listing.segments.last() == Some(&number);
         let scanned = scan.segment(number, is_last)?;
         if last.is_none() {
-            oldest_base = scanned.base;
+            oldest_base.clone_from(&scanned.base);
         }
-        last = Some((scanned.reader, scanned.end));
+        last = Some(scanned);
     }
-    let snapshots = check_snapshots(folder, store, &listing, &scan, &oldest_base)?;
-    let (reader, end) = last.expect("a checked listing has a segment");
-    for temporary in &listing.temporaries {
-        files::remove(temporary)?;
-    }
-    let path = reader.path().to_owned();
-    let active = files::write_whole(&path, &mut reader.prefix(end)?)?;
-    Ok(Opened {
+    let snapshots = check_snapshots(folder, store, listing, &scan, &oldest_base)?;
+    let last = last.expect("a checked listing has a segment");
+    Ok(Found {
         store,
-        ledger: Ledger::new(
-            scan.heads,
-            scan.segments,
-            snapshots,
-            options.min_journal_bytes,
-        ),
-        active,
+        ledger: Ledger::new(scan.heads, scan.segments, snapshots, min_journal_bytes),
+        torn: last.torn,
+        last: last.reader,
+        end: last.end,
     })
 }
 
+/// What lies in a folder, by name.
 #[derive(Default)]
-struct Listing {
-    has_store: bool,
-    segments: Vec<u64>,
-    snapshots: Vec<PartitionId>,
-    temporaries: Vec<PathBuf>,
+pub(super) struct Listing {
+    pub(super) has_store: bool,
+    pub(super) segments: Vec<u64>,
+    pub(super) snapshots: Vec<PartitionId>,
+    pub(super) temporaries: Vec<PathBuf>,
 }
 
 impl Listing {
-    fn read(folder: &Path) -> Result<Self, FileError> {
+    pub(super) fn read(folder: &Path) -> Result<Self, FileError> {
         let mut listing = Self::default();
         for entry in fs::read_dir(folder).context("read", folder)? {
             let entry = entry.context("read", folder)?;
@@ -110,21 +149,39 @@ impl Listing {
         Ok(listing)
     }
 
-    fn check_segments(&self, folder: &Path) -> Result<(), StoreError> {
-        let missing = |number| {
-            let path = files::segment_path(folder, number);
-            Err(files::damaged(&path, 0, "the segment is missing"))
-        };
-        let Some(&oldest) = self.segments.first() else {
-            return missing(FIRST_SEGMENT);
-        };
-        for (expected, &number) in (oldest..).zip(&self.segments) {
-            if number != expected {
-                return missing(expected);
-            }
-        }
-        Ok(())
+    /// The path of the first segment that should be there and is not.
+    pub(super) fn missing_segment(&self, folder: &Path) -> Option<PathBuf> {
+        let oldest = self.segments.first().copied().unwrap_or(FIRST_SEGMENT);
+        let last = self.segments.last().copied().unwrap_or(FIRST_SEGMENT);
+        (oldest..=last)
+            .zip(self.segments.iter().map(Some).chain([None]))
+            .find(|(expected, found)| *found != Some(expected))
+            .map(|(missing, _)| files::segment_path(folder, missing))
     }
+
+    fn check_segments(&self, folder: &Path) -> Result<(), StoreError> {
+        match self.missing_segment(folder) {
+            Some(path) => Err(files::damaged(&path, 0, "the segment is missing")),
+            None => Ok(()),
+        }
+    }
+
+    /// What to say where there is no store to look into.
+    pub(super) fn check_store(&self, folder: &Path) -> Result<(), StoreError> {
+        if self.has_store {
+            return Ok(());
+        }
+        if self.segments.is_empty() && self.snapshots.is_empty() {
+            let path = folder.to_owned();
+            return Err(StoreError::Missing { path });
+        }
+        Err(store_is_missing(folder))
+    }
+}
+
+fn store_is_missing(folder: &Path) -> StoreError {
+    let path = files::store_path(folder);
+    files::damaged(&path, 0, "the file is missing, and its journal is not")
 }
 
 /// Creates a store. Its `store` file comes last: without it there is none.
@@ -141,11 +198,7 @@ fn create(folder: &Path, options: &Options, listing: &Listing) -> Result<(), Sto
         _ => false,
     };
     if !is_new || !listing.snapshots.is_empty() {
-        return Err(files::damaged(
-            &store_path,
-            0,
-            "the file is missing, and its journal is not",
-        ));
+        return Err(store_is_missing(folder));
     }
     let mut id = [0; 16];
     getrandom::fill(&mut id)
@@ -165,7 +218,7 @@ fn create(folder: &Path, options: &Options, listing: &Listing) -> Result<(), Sto
     Ok(())
 }
 
-fn read_store(folder: &Path) -> Result<StoreFile, StoreError> {
+pub(super) fn read_store(folder: &Path) -> Result<StoreFile, StoreError> {
     let (reader, body) = FileReader::open(files::store_path(folder), FileKind::Store)?;
     if reader.offset() != reader.num_bytes() {
         let path = reader.path();
@@ -197,22 +250,34 @@ fn open_segment(
 }
 
 /// Follows the journal from its oldest segment on.
-struct Scan<'a> {
+pub(super) struct Scan<'a> {
     folder: &'a Path,
     store: StoreFile,
     heads: Vec<Header>,
     segments: VecDeque<Segment>,
 }
 
-struct Scanned {
+pub(super) struct Scanned {
     reader: FileReader,
     base: Vec<Header>,
     /// Where its valid records end.
     end: u64,
+    /// What follows them in the last segment.
+    pub(super) torn: Option<TornTail>,
 }
 
-impl Scan<'_> {
-    fn segment(&mut self, number: u64, is_last: bool) -> Result<Scanned, StoreError> {
+impl<'a> Scan<'a> {
+    pub(super) const fn new(folder: &'a Path, store: StoreFile) -> Self {
+        Self {
+            folder,
+            store,
+            heads: Vec::new(),
+            segments: VecDeque::new(),
+        }
+    }
+
+    /// Checks the next segment: each byte of it, and that it continues the one before.
+    pub(super) fn segment(&mut self, number: u64, is_last: bool) -> Result<Scanned, StoreError> {
         let (mut reader, head) = open_segment(self.folder, self.store, number)?;
         if self.segments.is_empty() {
             self.heads.clone_from(&head.base);
@@ -223,6 +288,7 @@ impl Scan<'_> {
         let salt = Salt::of_segment(self.store.id, number);
         let path = reader.path().to_owned();
         let mut last = vec![CommitNumber::default(); self.heads.len()];
+        let mut torn = None;
         let end = loop {
             let (offset, what) = match reader.frame(salt) {
                 Ok(None) => break reader.offset(),
@@ -240,7 +306,8 @@ impl Scan<'_> {
             if !is_last {
                 return Err(files::damaged(&path, offset, what));
             }
-            break cut(&mut reader, salt, offset, what)?;
+            torn = Some(torn_tail(&mut reader, salt, offset, what)?);
+            break offset;
         };
         self.segments.push_back(Segment {
             number,
@@ -251,6 +318,7 @@ impl Scan<'_> {
             reader,
             base: head.base,
             end,
+            torn,
         })
     }
 
@@ -294,13 +362,13 @@ fn head_of(heads: &mut [Header], partition: PartitionId) -> Result<&mut Header, 
         .ok_or_else(|| format!("the store has no partition {partition}"))
 }
 
-/// Decides what a bad record of the last segment is; returns where the journal ends.
-fn cut(
+/// Decides what a bad record of the last segment is: damage, if a valid one follows it.
+fn torn_tail(
     reader: &mut FileReader,
     salt: Salt,
     offset: u64,
     what: &'static str,
-) -> Result<u64, StoreError> {
+) -> Result<TornTail, StoreError> {
     if let Some(behind) = reader.find_frame(FrameKind::Record, salt, offset)? {
         return Err(files::damaged(
             reader.path(),
@@ -308,14 +376,12 @@ fn cut(
             format!("{what}, and a valid record follows at byte {behind}"),
         ));
     }
-    tracing::warn!(
-        file = %reader.path().display(),
+    Ok(TornTail {
+        path: reader.path().to_owned(),
         offset,
-        num_bytes = reader.num_bytes() - offset,
-        reason = what,
-        "the journal ended in a write that a crash interrupted: its torn tail is cut",
-    );
-    Ok(offset)
+        num_bytes: reader.num_bytes() - offset,
+        what,
+    })
 }
 
 /// Every commit must be in a snapshot or in the journal, and the journal must reach what snapshots know of.

@@ -2,25 +2,26 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tocsin::config::{
-    Config, DEFAULTS, InputMode, InputStart, Loaded, LogFormat, Origin, Sources, StoreKind,
-    WhenEmpty,
+    Config, DEFAULTS, InputMode, InputStart, Loaded, LogFormat, NamedBy, Origin, Sources,
+    StoreKind, WhenEmpty,
 };
 
 /// A folder for files, and sources that see nothing else of this machine.
-struct Place {
+pub(crate) struct Place {
     folder: TempDir,
-    sources: Sources,
+    pub(crate) sources: Sources,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let sources = Sources {
             config_path: None,
@@ -42,7 +43,7 @@ impl Place {
         path
     }
 
-    fn file(mut self, name: &str, text: impl AsRef<[u8]>) -> Self {
+    pub(crate) fn file(mut self, name: &str, text: impl AsRef<[u8]>) -> Self {
         self.sources.config_path = Some(self.write(name, text));
         self
     }
@@ -57,12 +58,12 @@ impl Place {
         self
     }
 
-    fn load(&self) -> Loaded {
+    pub(crate) fn load(&self) -> Loaded {
         Config::load(&self.sources).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// The error's line, with the folder of this test as `~`.
-    fn error(&self) -> String {
+    pub(crate) fn error(&self) -> String {
         let error = Config::load(&self.sources)
             .expect_err("it was loaded")
             .to_string();
@@ -148,7 +149,8 @@ fn the_defaults_list_every_key_each_with_a_sentence() {
     let (mut section, mut is_explained) = ("", false);
     for line in DEFAULTS.lines() {
         if let Some(name) = line.strip_prefix('[') {
-            section = name.trim_end_matches(']');
+            assert!(is_explained, "{name} has no sentence");
+            (section, is_explained) = (name.trim_end_matches(']'), false);
         } else if let Some(sentence) = line.strip_prefix("# ") {
             is_explained = sentence.contains(' ');
         } else if let Some((key, _)) = line.split_once(" = ") {
@@ -273,6 +275,7 @@ fn the_file_is_the_named_one_else_that_of_the_environment_else_that_of_the_syste
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn a_file_that_cannot_be_used_is_named_with_the_reason() {
     let mut place = Place::new();
     place.sources.config_path = Some(place.path("missing.toml"));
@@ -280,48 +283,95 @@ fn a_file_that_cannot_be_used_is_named_with_the_reason() {
         place.error(),
         "configuration file ~/missing.toml: cannot be read: there is no such file"
     );
-    for (name, text, reason) in [
+    for (name, text, error) in [
         (
             "t.conf",
             "",
-            "its name must end in .toml, .yaml, .yml or .json",
+            ": its name must end in .toml, .yaml, .yml or .json",
+        ),
+        (
+            "t",
+            "",
+            ": its name must end in .toml, .yaml, .yml or .json",
         ),
         (
             "t.toml",
             "\n[input\n",
-            "cannot be parsed: TOML parse error at line 2, column 7: ",
+            ":2:7: cannot be parsed: unclosed table, expected `]`",
         ),
         (
             "t.toml",
             "input.routers = 1\ninput.routers = 2",
-            "cannot be parsed: TOML parse error at line 2, column 7: duplicate key",
+            ":2:7: cannot be parsed: a key stands twice; keep one of them",
         ),
-        ("t.yaml", "input: [", "cannot be parsed: "),
+        (
+            "t.toml",
+            "[nats]\nname = 'a'\n[nats]\nuser = 'b'",
+            ":3:2: cannot be parsed: a key stands twice; keep one of them",
+        ),
+        (
+            "t.toml",
+            "[shutdown]\ntimeout = 20s",
+            ":2:11: cannot be parsed: texts, durations and sizes stand in quotes, such as \"20s\"",
+        ),
+        (
+            "t.toml",
+            "nats:\n  name: a",
+            ":1:6: cannot be parsed: in TOML a key is followed by = and its value",
+        ),
+        ("t.yaml", "input: [", ":2:1: cannot be parsed: "),
+        (
+            "t.yaml",
+            "nats:\n\tname: a",
+            ":2:2: cannot be parsed: YAML is indented with spaces, not with tabs",
+        ),
+        (
+            "t.yaml",
+            "nats:\n  name: a\n  name: b",
+            ":3:9: cannot be parsed: a key stands twice; keep one of them",
+        ),
         (
             "t.yaml",
             "- a",
-            "cannot be parsed: it holds no sections with keys",
+            ": cannot be parsed: it holds no sections with keys",
         ),
         (
             "t.json",
             "{\"input\": }",
-            "cannot be parsed: expected value at line 1 column 11",
+            ":1:11: cannot be parsed: expected value",
+        ),
+        (
+            "t.json",
+            "{\"nats\": {\"name\": \"a\",}}",
+            ":1:23: cannot be parsed: no comma may stand behind the last key",
+        ),
+        (
+            "t.json",
+            "{\"nats\": {\"name\": \"a\"},\n\"nats\": {\"name\": \"b\"}}",
+            ":2:6: cannot be parsed: a key stands twice; keep one of them",
         ),
         (
             "t.json",
             "[]",
-            "cannot be parsed: it holds no sections with keys",
+            ": cannot be parsed: it holds no sections with keys",
         ),
+        ("t.json", "\n", ": is empty; write {} to set nothing"),
         (
             "t.json",
             r#"{"nats": {"name": "a"}, "nats.name": "b"}"#,
-            "names nats.name twice; keep one of them",
+            ": names nats.name twice; keep one of them",
         ),
     ] {
-        let error = Place::new().file(name, text).error();
-        let expected = format!("configuration file ~/{name}: {reason}");
-        assert!(error.starts_with(&expected), "{error}\n{expected}");
+        let found = Place::new().file(name, text).error();
+        let expected = format!("configuration file ~/{name}{error}");
+        assert!(found.starts_with(&expected), "{found}\n{expected}");
     }
+    let mut folder = Place::new();
+    folder.sources.config_path = Some(folder.path("."));
+    assert_eq!(
+        folder.error(),
+        "configuration file ~/.: cannot be read: it is a folder"
+    );
     assert_eq!(
         Place::new().file("t.toml", [0xff, 0xfe]).error(),
         "configuration file ~/t.toml: cannot be read: it is not UTF-8 text"
@@ -330,10 +380,70 @@ fn a_file_that_cannot_be_used_is_named_with_the_reason() {
         ("t.toml", ""),
         ("t.yaml", ""),
         ("t.yaml", "# nothing\n"),
+        ("t.yaml", "nats:\n# name: a\ninput:\n"),
         ("t.json", "{}"),
+        (
+            "t.json",
+            r#"{"$schema": "./tocsin.schema.json", "nats": null}"#,
+        ),
     ] {
         Place::new().file(name, text).load();
     }
+}
+
+#[test]
+fn marks_of_the_encoding_and_the_line_ends_of_other_systems_do_no_harm() {
+    for (name, text) in [
+        ("t.toml", "\u{feff}[nats]\r\nname = \"a\"\r\n"),
+        ("t.yaml", "\u{feff}nats:\r\n  name: a\r\n"),
+        ("t.json", "\u{feff}{\r\n\"nats\": {\"name\": \"a\"}}\r\n"),
+    ] {
+        let place = Place::new().file(name, text);
+        assert_eq!(place.load().config.nats.name, "a", "{name}");
+    }
+    assert_eq!(
+        Place::new()
+            .file("t.yaml", "nats:\r\n  name: a\r\n  bad: b\r\n")
+            .error(),
+        "unknown key nats.bad (~/t.yaml:3); the nearest one is nats.name"
+    );
+}
+
+#[test]
+fn a_secret_in_a_file_that_everybody_may_read_is_warned_of() {
+    let with_mode = |text: &str, mode| {
+        let place = Place::new().file("t.toml", text);
+        let path = place.path("t.toml");
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        place.load().warnings
+    };
+    for (text, key) in [
+        ("nats.user = 'u'\nnats.password = 'p'", "nats.password"),
+        ("nats.token = 't'", "nats.token"),
+        ("nats.url = 'nats://u:p@a'", "nats.url"),
+    ] {
+        let warnings = with_mode(text, 0o644);
+        assert!(warnings.len() == 1 && warnings[0].starts_with(&format!("{key} is a secret in ")));
+        assert!(warnings[0].contains("chmod 640"), "{warnings:?}");
+        assert_eq!(with_mode(text, 0o640), [""; 0]);
+    }
+    assert_eq!(with_mode("nats.name = 'a'", 0o644), [""; 0]);
+}
+
+#[test]
+fn the_file_and_who_named_it_are_known() {
+    assert_eq!(Place::new().load().file, None);
+    let place = Place::new();
+    let path = place.write("etc/tocsin.yaml", "");
+    let found = |place: &Place| place.load().file.unwrap();
+    assert_eq!(
+        (found(&place).path, found(&place).named_by),
+        (path, NamedBy::Nobody)
+    );
+    let path = place.write("env.json", "{}");
+    let place = place.env("TOCSIN_CONFIG", path);
+    assert_eq!(found(&place).named_by, NamedBy::Environment);
+    assert_eq!(found(&place.file("t.toml", "")).named_by, NamedBy::Argument);
 }
 
 #[test]
@@ -357,6 +467,10 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
         "unknown key nats.servers (~/t.yaml:3); the nearest one is nats.user"
     );
     assert_eq!(
+        Place::new().file("t.toml", "[nat]").error(),
+        "unknown key nat (~/t.toml); the nearest one is nats.url"
+    );
+    assert_eq!(
         Place::new().file("t.toml", "nats = 'localhost'").error(),
         "unknown key nats (~/t.toml:1); it is a section, with keys such as nats.credentials_file"
     );
@@ -370,7 +484,20 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 fn variables_and_arguments_of_the_wrong_form_are_refused() {
     assert_eq!(
         Place::new().env("TOCSIN_NATS_URL", "nats://a").error(),
-        "environment variable TOCSIN_NATS_URL: two underscores stand between section and key; name it TOCSIN__NATS__URL"
+        "environment variable TOCSIN_NATS_URL: two underscores stand before section and key, all in capitals; name it TOCSIN__NATS__URL"
+    );
+    for (name, meant) in [
+        ("TOCSIN_NATS__URL", "TOCSIN__NATS__URL"),
+        ("TOCSIN_NATS__ULR", "TOCSIN__NATS__URL"),
+        ("TOCSIN_INPUT_IN_FLIGHT", "TOCSIN__INPUT__IN_FLIGHT"),
+        ("tocsin__input__in_flight", "TOCSIN__INPUT__IN_FLIGHT"),
+    ] {
+        let error = Place::new().env(name, "1").error();
+        assert!(error.ends_with(&format!("; name it {meant}")), "{error}");
+    }
+    assert_eq!(
+        Place::new().env("TOCSIN__NATS_URL", "nats://a").error(),
+        "unknown key nats_url (environment variable TOCSIN__NATS_URL); the nearest one is nats.url: TOCSIN__NATS__URL"
     );
     let not_text = OsString::from_vec(vec![0xff]);
     assert_eq!(
@@ -380,6 +507,10 @@ fn variables_and_arguments_of_the_wrong_form_are_refused() {
     assert_eq!(
         error_of_set("input.in_flight"),
         "--set input.in_flight...: must be section.key=value, for example input.in_flight=1000"
+    );
+    assert_eq!(
+        error_of_set("=1"),
+        "--set ...: must be section.key=value, for example input.in_flight=1000"
     );
     // What a container platform makes up for a service named tocsin is none of ours.
     Place::new()
@@ -515,7 +646,12 @@ fn a_value_that_its_key_does_not_allow_is_refused_with_what_it_allows() {
             "\"a\\nb\"",
             "must be a text without control characters",
         ),
-        ("nats.url=", "\"\"", server),
+        ("nats.url=", "empty", server),
+        (
+            "shutdown.timeout=10 s",
+            "\"10 s\"",
+            "must be a duration from 100ms to 1h, such as 250ms, 10s or 7d",
+        ),
         ("nats.url=http://localhost", "\"http://localhost\"", server),
         (
             "nats.url=nats://a,,nats://b",
@@ -552,6 +688,10 @@ fn a_file_s_value_of_the_wrong_kind_is_refused_with_its_line() {
         (
             "input.in_flight = 1.5",
             "input.in_flight is 1.5 (~/t.toml:1); must be a whole number from 1 to 16777216",
+        ),
+        (
+            "input.in_flight = '5'",
+            "input.in_flight is \"5\" (~/t.toml:1); must be a whole number from 1 to 16777216, without quotes",
         ),
         (
             "input.in_flight = true",
