@@ -60,7 +60,7 @@ pub struct RawMessage {
     pub subject: Arc<str>,
     /// Its bytes.
     pub payload: Bytes,
-    /// Where its publisher waits for an answer of ours: only ever on core NATS.
+    /// Where its publisher waits for our answer: its reply subject on core NATS, else what its header says.
     pub reply_to: Option<Box<str>>,
 }
 
