@@ -25,9 +25,10 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
+use super::ClaimStream;
 use super::api::{Api, ApiError, code, no_answer};
-use crate::bus::Claim;
-use crate::bus::connection::jitter;
+use crate::bus::connection::{Connection, jitter};
+use crate::bus::{BusError, Claim};
 use crate::core::ids::StoreId;
 
 /// How long a claim lasts without a renewal.
@@ -94,6 +95,59 @@ struct NotTaken {
     err_code: u64,
     #[serde(default)]
     description: String,
+}
+
+/// Who holds the input of a server with streams, seen from outside.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Holder {
+    /// Nobody: it was never claimed, or given back.
+    Nobody,
+    /// A process that renews its claim.
+    Alive {
+        /// The process, and where it runs: `process 17 on host`.
+        process: String,
+    },
+    /// A process that has not renewed its claim when it should have: it ended, stands still or has lost the broker.
+    Silent {
+        /// The process, and where it runs: `process 17 on host`.
+        process: String,
+    },
+}
+
+/// Looks at the claim. Its age is that by the broker's own clock.
+///
+/// # Errors
+/// [`BusError::Unavailable`] when the broker does not answer.
+pub async fn holder(connection: &Connection, claim: &ClaimStream) -> Result<Holder, BusError> {
+    let api = Api::new(connection.clone());
+    let unavailable = |error: ApiError| {
+        let name = &claim.name;
+        BusError::Unavailable(format!("failed to look at the claim in {name}: {error}"))
+    };
+    let found = match api.last_message(&claim.name, &claim.subject).await {
+        Err(ApiError::Refused {
+            code: code::STREAM_NOT_FOUND,
+            ..
+        }) => None,
+        found => found.map_err(unavailable)?,
+    };
+    let Some(message) = found else {
+        return Ok(Holder::Nobody);
+    };
+    let owner = serde_json::from_slice(&message.payload);
+    let owner: Owner = owner.map_err(|error| unavailable(no_answer(error)))?;
+    if owner.is_given_back {
+        return Ok(Holder::Nobody);
+    }
+    let process = format!("process {} on {}", owner.pid, owner.host);
+    // An older server does not tell its time.
+    let now = api.stream(&claim.name).await.map_err(unavailable)?.now;
+    let age = now.map_or(Duration::ZERO, |now| now.since(message.timestamp));
+    Ok(if age < claim.ttl / 2 {
+        Holder::Alive { process }
+    } else {
+        Holder::Silent { process }
+    })
 }
 
 /// A claim that is renewed in the background for as long as this lives, and given back when it is dropped.
