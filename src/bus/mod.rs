@@ -198,6 +198,12 @@ pub trait Claim: Send + Sync {
 
     /// Resolves when it is held (again).
     fn held(&self) -> BoxFuture<'static, ()>;
+
+    /// Gives it back, a bounded time: the next one need not wait. It is not taken again. Where it ends with the
+    /// process there is nothing to do.
+    fn give_back(&self) -> BoxFuture<'static, ()> {
+        ready(()).boxed()
+    }
 }
 
 /// What a bus promises, said at start.
