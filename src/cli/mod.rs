@@ -18,8 +18,10 @@ pub mod config;
 pub mod digest;
 pub mod nats_server;
 mod oneshot;
+mod present;
 pub mod serve;
 pub mod style;
+pub mod tail;
 pub mod up;
 
 use std::fmt::Display;
@@ -141,7 +143,7 @@ fn threads() -> Result<tokio::runtime::Runtime, AppError> {
 
 /// Turns the noisy status of many machines, URLs and jobs into few, ordered, never-lost alarm digests.
 #[derive(Debug, Parser)]
-#[command(name = "tocsin", version, about, after_help = EXIT_STATUSES)]
+#[command(name = "tocsin", version, about, after_help = EXIT_STATUSES, styles = style::HELP)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -157,6 +159,8 @@ enum Command {
     Change(change::Args),
     /// Asks for a user's digest and prints it.
     Digest(digest::Args),
+    /// Prints digests as they come.
+    Tail(tail::Args),
     /// Shows or checks the effective configuration.
     Config(config::Args),
     /// Becomes nats-server, for `up`.
@@ -177,6 +181,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Change(args) => change::run(&args),
         Command::Digest(args) => digest::run(&args),
+        Command::Tail(args) => tail::run(&args),
         Command::Config(args) => config::run(args),
         Command::NatsServer(args) => Err(nats_server::run(args)),
     };

@@ -151,13 +151,12 @@ impl Follower {
     }
 
     async fn try_take(&mut self) -> Result<(), Broken> {
-        let pull = match &mut self.pull {
-            Some(pull) => pull,
-            None => {
-                let created = self.create().await;
-                self.pull
-                    .insert(created.map_err(|error| Broken(error.to_string()))?)
-            }
+        let pull = if let Some(pull) = &mut self.pull {
+            pull
+        } else {
+            let created = self.create().await;
+            let created = created.map_err(|error| Broken(error.to_string()))?;
+            self.pull.insert(created)
         };
         let mut batch = Vec::new();
         let taken = pull.take(BATCH, &mut batch).await;
