@@ -15,6 +15,7 @@
 pub mod arguments;
 pub mod change;
 pub mod config;
+mod demo;
 pub mod digest;
 pub mod nats_server;
 mod oneshot;
