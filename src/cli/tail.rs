@@ -19,6 +19,7 @@ use futures::StreamExt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::arguments::{ClientArgs, OutputFormat, parse_duration, parse_user};
@@ -79,14 +80,18 @@ fn parse_since(text: &str) -> Result<Timestamp, String> {
 /// # Errors
 /// When the broker cannot be reached at the start, or has not what was asked for.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
-    threads()?.block_on(async {
+    let threads = threads()?;
+    let ended = threads.block_on(async {
         let mut tail = Tail {
             printer: Printer::new(args),
             source: Source::open(args).await?,
             left: args.count,
         };
         tail.run(args).await
-    })
+    });
+    // A write to somebody who does not read may be under way.
+    threads.shutdown_background();
+    ended
 }
 
 /// A digest and when it came.
@@ -134,8 +139,13 @@ impl Tail {
                 arrival = next => arrival,
                 () = &mut ended => return Ok(Exit::Well),
             };
-            if !self.printer.print(&arrival)? {
+            let Some(text) = self.printer.text(&arrival) else {
                 continue;
+            };
+            let printing = spawn_blocking(move || print(&text));
+            tokio::select! {
+                printed = printing => printed.expect("printing does not panic")?,
+                () = &mut ended => return Ok(Exit::Well),
             }
             if let Some(left) = &mut self.left {
                 *left -= 1;
@@ -306,7 +316,7 @@ fn accept(joiner: &mut Joiner, users: &HashSet<UserId>, message: Followed) -> Op
     })
 }
 
-/// Prints digests, and remembers them.
+/// Turns digests into text, and remembers them.
 struct Printer {
     output: OutputFormat,
     users: HashMap<UserId, Remembered>,
@@ -329,17 +339,14 @@ impl Printer {
         }
     }
 
-    /// Prints a digest; `false` for a repeat of the last one, which is not printed.
-    fn print(&mut self, arrival: &Arrival) -> Result<bool, Failure> {
+    /// A digest as it is printed; `None` for a repeat of the last one.
+    fn text(&mut self, arrival: &Arrival) -> Option<String> {
         let Arrival { at, joined } = arrival;
-        let Some(notes) = self.remember(joined) else {
-            return Ok(false);
-        };
-        print(&match self.output {
+        let notes = self.remember(joined)?;
+        Some(match self.output {
             OutputFormat::Json => format!("{}\n", String::from_utf8_lossy(&joined.payload)),
             OutputFormat::Text => as_text(&joined.digest, *at, &notes),
-        })?;
-        Ok(true)
+        })
     }
 
     /// What is new of each alarm, in words; `None` for a repeat of the last digest.

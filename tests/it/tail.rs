@@ -9,7 +9,7 @@ use crate::support::eventually;
 use crate::support::judge::read_stream;
 use crate::support::nats::Nats;
 use crate::support::program::{Printing, ended, run, tocsin};
-use crate::support::traffic::{change, publish_taken, request};
+use crate::support::traffic::{change, change_and_request, publish_taken};
 
 /// A server with streams and a daemon.
 struct Service {
@@ -39,13 +39,7 @@ impl Service {
 
     /// Publishes a change and a request, and waits for the digest, the `num`-th in the stream.
     async fn digest(&self, user: &str, status: &str, second: u64, num: usize) {
-        publish_taken(
-            &self.client,
-            "AlarmStatusChanged",
-            change(user, "disk", status, second),
-        )
-        .await;
-        publish_taken(&self.client, "SendAlarmDigest", request(user)).await;
+        change_and_request(&self.client, user, "disk", status, second).await;
         eventually("the digest", async || {
             read_stream(&self.client, "TOCSIN_OUT").await.len() >= num
         })
@@ -159,6 +153,25 @@ async fn without_a_place_to_begin_only_what_comes_is_printed_until_ctrl_c() {
     tail.signal(Signal::INT);
     assert!(tail.wait().success());
     assert_eq!(tail.complaints(), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_stands_still_does_not_keep_it_from_ending() {
+    let service = Service::start().await;
+    let publish = service
+        .client
+        .publish("AlarmDigest", digest("ann", "disk").into());
+    publish.await.unwrap();
+    // Far more than a pipe holds.
+    for num in 1..3000 {
+        let payload = digest(&format!("user {num}"), "disk");
+        let published = service.client.publish("AlarmDigest", payload.into());
+        published.await.unwrap();
+    }
+    service.client.flush().await.unwrap();
+    let (mut tail, _) = lines(service.tail(&["--since", "1h"]), 1).await;
+    tail.signal(Signal::INT);
+    assert!(tail.wait().success());
 }
 
 #[tokio::test(flavor = "multi_thread")]
