@@ -66,6 +66,16 @@ pub(super) async fn connect(config: &Config) -> Result<Arc<dyn Bus>, BusError> {
     ))
 }
 
+/// The stream that says who owns the input.
+#[must_use]
+pub fn claim_stream() -> ClaimStream {
+    ClaimStream {
+        name: wire::CLAIM_STREAM.to_owned(),
+        subject: wire::CLAIM.to_owned(),
+        ttl: CLAIM_TTL,
+    }
+}
+
 /// The streams that the configuration asks for.
 #[must_use]
 pub fn streams(config: &Config) -> Streams {
@@ -87,11 +97,7 @@ pub fn streams(config: &Config) -> Streams {
             output(wire::OUTPUT_STREAM, wire::DIGEST),
             output(wire::DEAD_LETTER_STREAM, wire::DEAD_LETTER),
         ],
-        claim: ClaimStream {
-            name: wire::CLAIM_STREAM.to_owned(),
-            subject: wire::CLAIM.to_owned(),
-            ttl: CLAIM_TTL,
-        },
+        claim: claim_stream(),
         replicas: config.input.replicas,
     }
 }

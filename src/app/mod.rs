@@ -322,6 +322,9 @@ impl Daemon {
             // A message without a digest is answered, too.
             watch.over(None, self.output.flush()).await?;
         }
+        if self.claim.is_held() {
+            watch.over(None, self.claim.give_back()).await?;
+        }
         if (input, output) == (Step::Done, Step::Done) {
             info!("drained: what was accepted is committed, what was owed is published");
         }

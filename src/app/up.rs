@@ -1,14 +1,13 @@
 //! Everything with no configuration: the daemon, and a nats-server of its own where none is named.
 
 use std::fs::{self, File, TryLockError};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tracing::warn;
 
+use crate::bus::Bus;
 use crate::bus::server::{NatsServer, Port, Settings, find_program};
-use crate::bus::{Bus, Mode};
 use crate::config::Config;
 
 use super::{AppError, serve};
@@ -101,7 +100,8 @@ impl Broker {
     }
 }
 
-/// Runs the daemon with what `config` says, and the broker beside it until the daemon has stopped.
+/// Runs the daemon with what `config` says, and the broker beside it until the daemon has stopped; `ready` is
+/// called once input flows.
 ///
 /// # Errors
 /// [`AppError`] when either ends by itself.
@@ -109,14 +109,14 @@ pub async fn up(
     config: &Config,
     folder: DataFolder,
     broker: Option<Broker>,
+    ready: impl FnOnce(&dyn Bus),
 ) -> Result<(), AppError> {
     let url_file = UrlFile::write(&folder, &config.nats.url.expose().join(","))?;
-    let say = |bus: &dyn Bus| announce(bus, config, &folder.path);
     let result = match broker {
-        None => serve(config, say).await,
+        None => serve(config, ready).await,
         Some(mut broker) => {
             let result = tokio::select! {
-                result = serve(config, say) => result,
+                result = serve(config, ready) => result,
                 error = broker.keep_alive() => Err(error),
             };
             broker.server.stop(STOP_TIMEOUT).await;
@@ -146,34 +146,4 @@ impl Drop for UrlFile {
         // Left behind it only makes a client command wait for nothing.
         fs::remove_file(&self.0).ok();
     }
-}
-
-fn announce(bus: &dyn Bus, config: &Config, folder: &Path) {
-    let promise = match bus.mode() {
-        Mode::JetStream => {
-            "every change in the stream is applied exactly once, every digest published until confirmed"
-        }
-        Mode::Core => {
-            "no JetStream: what reaches this process is kept, what the network loses is lost; a publisher that \
-             waits for the reply and repeats loses nothing"
-        }
-        Mode::Memory => "a broker inside the process: nothing outlives it",
-    };
-    // As it was typed: where it is not in PATH, `tocsin` alone would not be found.
-    let program = std::env::args_os()
-        .next()
-        .map_or_else(|| PathBuf::from("tocsin"), PathBuf::from);
-    let text = format!(
-        "tocsin is up on {url}, data in {folder}\n\
-         promise: {promise}\n\
-         try:\n  \
-         {program} change ann disk CRITICAL\n  \
-         {program} digest ann\n  \
-         {program} config print\n",
-        url = config.nats.url,
-        folder = folder.display(),
-        program = program.display(),
-    );
-    // Whoever closed our standard output does not want to read it.
-    std::io::stdout().write_all(text.as_bytes()).ok();
 }

@@ -60,7 +60,7 @@ pub struct RawMessage {
     pub subject: Arc<str>,
     /// Its bytes.
     pub payload: Bytes,
-    /// Where its publisher waits for an answer of ours: only ever on core NATS.
+    /// Where its publisher waits for our answer: its reply subject on core NATS, else what its header says.
     pub reply_to: Option<Box<str>>,
 }
 
@@ -198,6 +198,12 @@ pub trait Claim: Send + Sync {
 
     /// Resolves when it is held (again).
     fn held(&self) -> BoxFuture<'static, ()>;
+
+    /// Gives it back, a bounded time: the next one need not wait. It is not taken again. Where it ends with the
+    /// process there is nothing to do.
+    fn give_back(&self) -> BoxFuture<'static, ()> {
+        ready(()).boxed()
+    }
 }
 
 /// What a bus promises, said at start.

@@ -3,21 +3,13 @@
 use serde_json::json;
 
 use super::arguments::{ClientArgs, OutputFormat, parse_id, parse_user};
+use super::present::{shown, style_of};
 use super::{Exit, Failure, help, oneshot, print, threads};
 use crate::bus::{wall_clock, wire};
 use crate::core::ids::{Id, UserId};
 use crate::core::time::Timestamp;
 use crate::domains::Command;
 use crate::domains::alarms::{AlarmId, Status};
-
-const EXITS: [Exit; 6] = [
-    Exit::Well,
-    Exit::NotTaken,
-    Exit::Unusable,
-    Exit::Unreachable,
-    Exit::Defect,
-    Exit::WriteFailed,
-];
 
 const EXAMPLES: &str = "\
   tocsin change ann disk CRITICAL
@@ -26,7 +18,7 @@ const EXAMPLES: &str = "\
 
 /// The arguments of `tocsin change`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &Exit::ALL))]
 pub struct Args {
     /// The user whose alarm it is.
     #[arg(value_parser = parse_user)]
@@ -60,7 +52,7 @@ fn parse_time(text: &str) -> Result<Timestamp, String> {
 /// When the broker cannot be reached, or nobody takes the message.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let changed_at = args.at.unwrap_or_else(wall_clock);
-    let (subject, payload) = wire::encode_command(&Command::StatusChanged {
+    let message = wire::encode_command(&Command::StatusChanged {
         user: args.user.clone(),
         alarm: AlarmId(args.alarm.clone()),
         status: args.status,
@@ -68,12 +60,16 @@ pub fn run(args: &Args) -> Result<Exit, Failure> {
     });
     threads()?.block_on(async {
         let connection = oneshot::connect(&args.client).await?;
-        oneshot::publish(&args.client, &connection, subject, payload.clone()).await
+        oneshot::publish(&connection, message.clone(), args.client.timeout).await
     })?;
-    let (alarm, status, user) = (&args.alarm, args.status.as_str(), &args.user);
+    let (alarm, user) = (shown(&args.alarm), shown(&args.user));
+    let (style, status) = (style_of(args.status), args.status.as_str());
     print(&match args.client.output {
-        OutputFormat::Text => format!("{alarm} {status} of {user} since {changed_at}\n"),
+        OutputFormat::Text => {
+            format!("{alarm} {style}{status}{style:#} of {user} since {changed_at}\n")
+        }
         OutputFormat::Json => {
+            let (subject, payload) = message;
             let change: serde_json::Value = serde_json::from_slice(&payload).unwrap_or_default();
             format!("{}\n", json!({ "subject": subject, "message": change }))
         }

@@ -4,8 +4,7 @@
 
 use std::fmt::Write;
 
-use clap::builder::Styles;
-
+use super::style::HELP;
 use super::{EXIT_STATUSES, Exit};
 
 /// Stands below a short help text.
@@ -14,8 +13,7 @@ pub const SHORT: &str = "See --help for examples and exit statuses.";
 /// Examples, a command a line, and the exit statuses that the command has; below a long help text.
 #[must_use]
 pub fn epilog(examples: &str, exits: &[Exit]) -> String {
-    let styles = Styles::default();
-    let heading = styles.get_header();
+    let heading = HELP.get_header();
     let mut statuses = EXIT_STATUSES.lines();
     let title = statuses.next().unwrap_or_default();
     let mut epilog =

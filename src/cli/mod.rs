@@ -16,14 +16,17 @@ pub mod arguments;
 pub mod change;
 pub mod completions;
 pub mod config;
+mod demo;
 pub mod digest;
 pub mod help;
 pub mod man;
 pub mod nats_server;
 mod oneshot;
+mod present;
 pub mod serve;
 pub mod store;
 pub mod style;
+pub mod tail;
 pub mod up;
 
 use std::fmt::Display;
@@ -161,6 +164,7 @@ const EXAMPLES: &str = "\
   tocsin up                                # everything on this machine, with no configuration
   tocsin change ann disk CRITICAL          # an alarm of user ann rings
   tocsin digest ann                        # what is new for her
+  tocsin tail                              # digests as they come
   tocsin serve --config /etc/tocsin/tocsin.toml";
 
 /// Turns the noisy status of many machines, URLs and jobs into few, ordered, never-lost alarm digests.
@@ -170,6 +174,7 @@ const EXAMPLES: &str = "\
     version,
     about,
     max_term_width = 100,
+    styles = style::HELP,
     after_help = help::SHORT,
     after_long_help = help::epilog(EXAMPLES, &Exit::ALL)
 )]
@@ -188,6 +193,8 @@ enum Command {
     Change(change::Args),
     /// Asks for a user's digest and prints it.
     Digest(digest::Args),
+    /// Prints digests as they come.
+    Tail(tail::Args),
     /// Shows or checks the effective configuration, or prints its schema.
     Config(config::Args),
     /// Looks into the store of a daemon that is stopped, or has its input read again.
@@ -220,6 +227,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Change(args) => change::run(&args),
         Command::Digest(args) => digest::run(&args),
+        Command::Tail(args) => tail::run(&args),
         Command::Config(args) => config::run(args),
         Command::Store(args) => store::run(args),
         Command::Completions(args) => completions::run(&args),

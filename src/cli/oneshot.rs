@@ -1,23 +1,46 @@
-//! What the client commands share: where the broker is, and one connection to it.
+//! What the client commands share: where the broker is, one connection to it, a message and what becomes of it.
 
 use std::fs;
+use std::future::ready;
+use std::pin::pin;
+use std::time::Duration;
 
-use async_nats::client::RequestErrorKind;
+use async_nats::client::{Request, RequestErrorKind};
+use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
+use futures::future::Either;
+use futures::{FutureExt, StreamExt};
 use serde_json::Value;
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until};
 
 use super::arguments::ClientArgs;
 use super::{Exit, Failure};
-use crate::app::broker::login;
+use crate::app::broker::{claim_stream, login};
 use crate::app::up::URL_FILE;
 use crate::bus::BusError;
 use crate::bus::connection::{Connection, Connector};
-use crate::config::Config;
+use crate::bus::jetstream::{Holder, holder};
+use crate::bus::wire::{self, Joined, Joiner};
+use crate::config::{Config, Nats};
+use crate::core::ids::UserId;
+use crate::domains::Command;
 
 /// Messages that a client command holds before it reads them.
 const SUBSCRIPTION_CAPACITY: usize = 65_536;
+/// How long a digest is waited for once the daemon has committed its request. It is published at once, so this is
+/// far longer than it takes; a daemon that owes thousands of digests may take longer.
+const DIGEST_WITHIN: Duration = Duration::from_secs(1);
+
+impl From<BusError> for Failure {
+    fn from(error: BusError) -> Self {
+        let exit = match &error {
+            BusError::Unavailable(_) => Exit::Unreachable,
+            BusError::Configuration(_) => Exit::Unusable,
+        };
+        Self::new(exit, &error)
+    }
+}
 
 /// Connects to the server that is named, else to that of the `up` that runs in this folder.
 pub(super) async fn connect(args: &ClientArgs) -> Result<Connection, Failure> {
@@ -32,41 +55,206 @@ pub(super) async fn connect(args: &ClientArgs) -> Result<Connection, Failure> {
         sources.sets.push(format!("nats.url={url}"));
         loaded = Config::load(&sources)?;
     }
-    let connector = Connector::new(login(&loaded.config.nats), Handle::current());
-    let connecting = connector.connect_within(args.timeout, "client", SUBSCRIPTION_CAPACITY);
-    connecting.await.map_err(|error| match &error {
-        BusError::Unavailable(_) => Failure::new(Exit::Unreachable, &error),
-        BusError::Configuration(_) => Failure::new(Exit::Unusable, &error),
+    connect_to(&loaded.config.nats, args.timeout).await
+}
+
+/// Connects to the server that the configuration names.
+pub(super) async fn connect_to(nats: &Nats, limit: Duration) -> Result<Connection, Failure> {
+    let connector = Connector::new(login(nats), Handle::current());
+    let connecting = connector.connect_within(limit, "client", SUBSCRIPTION_CAPACITY);
+    Ok(connecting.await?)
+}
+
+/// Listens to a subject.
+pub(super) async fn subscribe(
+    connection: &Connection,
+    subject: &str,
+) -> Result<Subscriber, Failure> {
+    let listening = connection.client().subscribe(subject.to_owned()).await;
+    listening.map_err(|error| {
+        let line = format!("failed to listen on {subject}: {error}");
+        Failure::new(Exit::Unreachable, &line)
     })
 }
 
-/// Publishes and waits for whoever answers: the stream that took it, or the daemon after its commit.
+/// Who took a message.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum TakenBy {
+    /// The stream: the daemon reads it from there.
+    Stream,
+    /// The daemon, which has committed it.
+    Daemon,
+}
+
+/// Publishes and waits for whoever answers; a refused message is a failure.
 pub(super) async fn publish(
-    args: &ClientArgs,
     connection: &Connection,
-    subject: &'static str,
-    payload: Bytes,
-) -> Result<(), Failure> {
+    (subject, payload): (&'static str, Bytes),
+    limit: Duration,
+) -> Result<TakenBy, Failure> {
+    let taken = send(connection, (subject, payload), None, limit).await?;
+    taken.map_err(|why| refused(subject, &why))
+}
+
+/// Publishes and waits for whoever answers, the stream or the daemon; in the inner result stands why it was refused.
+///
+/// `reply_to` is where the daemon answers what it reads from the stream.
+pub(super) async fn send(
+    connection: &Connection,
+    (subject, payload): (&'static str, Bytes),
+    reply_to: Option<&str>,
+    limit: Duration,
+) -> Result<Result<TakenBy, String>, Failure> {
     let unreachable = |why: String| Failure::new(Exit::Unreachable, &why);
-    let asked = connection.client().request(subject, payload);
-    let answered = timeout(args.timeout, asked).await.map_err(|_| {
-        unreachable(format!(
-            "no answer on {subject} within {:?}; is the daemon running?",
-            args.timeout
-        ))
-    })?;
+    let mut request = Request::new().payload(payload).timeout(Some(limit));
+    if let Some(inbox) = reply_to {
+        let mut headers = HeaderMap::new();
+        headers.insert(wire::REPLY_TO_HEADER, inbox);
+        request = request.headers(headers);
+    }
+    let answered = connection.client().send_request(subject, request).await;
     let answer = answered.map_err(|error| {
-        unreachable(if error.kind() == RequestErrorKind::NoResponders {
-            format!("nobody takes messages on {subject}; start the daemon (tocsin up)")
-        } else {
-            format!("failed to publish on {subject}: {error}")
+        unreachable(match error.kind() {
+            RequestErrorKind::NoResponders => {
+                format!("nobody takes messages on {subject}; start the daemon (tocsin up)")
+            }
+            RequestErrorKind::TimedOut => {
+                format!("no answer on {subject} within {limit:?}; is the daemon running?")
+            }
+            RequestErrorKind::InvalidSubject
+            | RequestErrorKind::MaxPayloadExceeded
+            | RequestErrorKind::Other => format!("failed to publish on {subject}: {error}"),
         })
     })?;
-    let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-    let of_daemon = answer.get("ok").and_then(Value::as_bool);
-    if of_daemon.unwrap_or_else(|| answer.get("seq").is_some()) {
-        return Ok(());
+    if let Some(reply) = wire::decode_reply(&answer.payload) {
+        return Ok(reply.map(|()| TakenBy::Daemon));
     }
-    let line = format!("the message on {subject} was refused: {answer}");
-    Err(Failure::new(Exit::NotTaken, &line))
+    let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
+    Ok(if answer.get("seq").is_some() {
+        Ok(TakenBy::Stream)
+    } else {
+        let why = answer.pointer("/error/description").and_then(Value::as_str);
+        Err(why.map_or_else(|| answer.to_string(), str::to_owned))
+    })
+}
+
+fn refused(subject: &str, why: &str) -> Failure {
+    let line = format!("the message on {subject} was refused: {why}");
+    Failure::new(Exit::NotTaken, &line)
+}
+
+/// Gives a message to a joiner, with what its headers say; `None` for junk, and for a part of several.
+pub(super) fn join(
+    joiner: &mut Joiner,
+    headers: Option<&HeaderMap>,
+    payload: Bytes,
+) -> Option<Joined> {
+    let header = |name: &str| Some(headers?.get(name)?.as_str());
+    let whole = joiner.take(
+        header(wire::MESSAGE_ID_HEADER),
+        header(wire::PART_HEADER),
+        payload,
+    );
+    whole.ok().flatten()
+}
+
+/// Asks for a user's digest; `None` when the daemon has taken the request and nothing is new.
+///
+/// # Errors
+/// When nobody takes the request, or no daemon answers it within the limit.
+pub(super) async fn ask(
+    connection: &Connection,
+    user: &UserId,
+    limit: Duration,
+) -> Result<Option<Joined>, Failure> {
+    let until = Instant::now() + limit;
+    // One connection: the server knows of the subscriptions before it sees the request.
+    let mut digests = subscribe(connection, wire::DIGEST).await?;
+    let inbox = connection.client().new_inbox();
+    let mut answers = subscribe(connection, &inbox).await?;
+    let request = wire::encode_command(&Command::SendDigest { user: user.clone() });
+    let subject = request.0;
+    let taken = send(connection, request, Some(&inbox), limit).await?;
+    let taken = taken.map_err(|why| refused(subject, &why))?;
+    let mut coming = pin!(next_of(&mut digests, user));
+    if taken == TakenBy::Stream {
+        let answered = answer(&mut answers, subject, connection, until);
+        tokio::select! {
+            biased;
+            digest = &mut coming => return Ok(Some(digest)),
+            answered = answered => answered?,
+        }
+    }
+    let within = Instant::now() + DIGEST_WITHIN.min(limit);
+    Ok(tokio::select! {
+        biased;
+        digest = coming => Some(digest),
+        () = sleep_until(within) => None,
+    })
+}
+
+/// The next whole digest of a user.
+async fn next_of(digests: &mut Subscriber, user: &UserId) -> Joined {
+    let mut joiner = Joiner::default();
+    while let Some(message) = digests.next().await {
+        let Message {
+            headers, payload, ..
+        } = message;
+        if let Some(joined) = join(&mut joiner, headers.as_ref(), payload)
+            && joined.digest.user == *user
+        {
+            return joined;
+        }
+    }
+    // The subscription ends with the connection, which the caller holds.
+    std::future::pending().await
+}
+
+/// Waits for the daemon to commit what the stream took; a failure says what is known of the daemon.
+async fn answer(
+    answers: &mut Subscriber,
+    subject: &str,
+    connection: &Connection,
+    until: Instant,
+) -> Result<(), Failure> {
+    let claim = claim_stream();
+    let answered = answers.next().map(|message| {
+        let reply = message.and_then(|message| wire::decode_reply(&message.payload));
+        reply.unwrap_or(Ok(()))
+    });
+    let mut answered = pin!(answered);
+    let found = holder(connection, &claim).await;
+    let is_nobody = matches!(found, Ok(Holder::Nobody));
+    let waiting = if is_nobody {
+        Either::Left(ready(()))
+    } else {
+        Either::Right(sleep_until(until))
+    };
+    tokio::select! {
+        biased;
+        reply = &mut answered => return reply.map_err(|why| refused(subject, &why)),
+        () = waiting => {}
+    }
+    let found = if is_nobody {
+        found
+    } else {
+        holder(connection, &claim).await
+    };
+    let (what, when) = match found? {
+        Holder::Nobody => (
+            "no daemon is running".to_owned(),
+            "when one starts (tocsin up)",
+        ),
+        Holder::Alive { process } => (
+            format!("the daemon ({process}) has not come to the request in time"),
+            "when it does",
+        ),
+        Holder::Silent { process } => (
+            format!("the daemon ({process}) ended or stands still"),
+            "when one runs again (tocsin up)",
+        ),
+    };
+    let stream = wire::INPUT_STREAM;
+    let line = format!("{what}; the request is kept in stream {stream} and answered {when}");
+    Err(Failure::new(Exit::Unreachable, &line))
 }

@@ -3,6 +3,7 @@
 //! A style is written before a text, and its end behind it: `{CRITICAL}disk{CRITICAL:#}`.
 
 use anstyle::{AnsiColor, Style};
+use clap::builder::Styles;
 
 /// A critical alarm, a check that failed.
 pub const CRITICAL: Style = AnsiColor::Red.on_default().bold();
@@ -14,3 +15,9 @@ pub const CLEARED: Style = AnsiColor::Green.on_default();
 pub const HEADING: Style = Style::new().bold();
 /// What is beside the point: ages, counts, hints.
 pub const DIM: Style = Style::new().dimmed();
+/// Help texts.
+pub const HELP: Styles = Styles::styled()
+    .header(HEADING)
+    .usage(HEADING)
+    .literal(AnsiColor::Cyan.on_default())
+    .placeholder(DIM);

@@ -1,42 +1,19 @@
 //! The command line: what is printed where, and how the program ends.
 
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader, Lines};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
-use tempfile::TempDir;
-use tocsin::bus::server::find_program;
+use futures::{FutureExt, StreamExt};
+use rustix::process::{Signal, kill_process};
 
+use crate::support::daemon::Setup;
 use crate::support::nats::Nats;
-
-pub(crate) fn tocsin(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tocsin"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("TOCSIN") {
-            command.env_remove(name);
-        }
-    }
-    command.args(arguments).stdin(Stdio::null());
-    command
-}
-
-pub(crate) fn run(arguments: &[&str]) -> (i32, String, String) {
-    ended(&tocsin(arguments).output().unwrap())
-}
-
-pub(crate) fn ended(output: &Output) -> (i32, String, String) {
-    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
-    (
-        output.status.code().unwrap(),
-        text(&output.stdout),
-        text(&output.stderr),
-    )
-}
+use crate::support::program::{
+    Up, ended, in_folder, on_terminal, run, tocsin, wait_until_gone, within,
+};
+use crate::support::traffic::{change, publish_taken, request};
 
 #[test]
 fn what_is_printed_is_a_configuration_that_gives_the_same_again() {
@@ -217,116 +194,6 @@ fn output_that_cannot_be_written_ends_with_74_and_a_reader_that_left_with_0() {
     assert_eq!(ended(&output).0, 0);
 }
 
-/// A folder of its own, and the program that runs in it; killed with the guard.
-struct Up {
-    folder: TempDir,
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Up {
-    fn start(arguments: &[&str]) -> Self {
-        Self::start_in(tempfile::tempdir().unwrap(), arguments)
-    }
-
-    fn start_in(folder: TempDir, arguments: &[&str]) -> Self {
-        let mut command = in_folder(&folder, &["up", "--set", "log.file=log"]);
-        let mut child = command
-            .args(arguments)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self {
-            folder,
-            child,
-            lines,
-        }
-    }
-
-    /// What it prints once it is up.
-    fn announcement(&mut self) -> Vec<String> {
-        let lines: Vec<_> = (&mut self.lines).take(6).map(Result::unwrap).collect();
-        assert_eq!(lines.len(), 6, "{lines:?}\n{}", self.read("log"));
-        lines
-    }
-
-    fn read(&self, file: &str) -> String {
-        fs::read_to_string(self.folder.path().join(file)).unwrap_or_default()
-    }
-
-    fn url(&self) -> String {
-        self.read("tocsin-data/url")
-    }
-
-    fn run(&self, arguments: &[&str]) -> (i32, String, String) {
-        ended(&in_folder(&self.folder, arguments).output().unwrap())
-    }
-
-    /// The process id of its nats-server.
-    fn server(&self) -> Pid {
-        let children = format!("/proc/{0}/task", self.child.id());
-        let tasks = fs::read_dir(children).unwrap();
-        let mut children = tasks.filter_map(|task| {
-            let children = fs::read_to_string(task.unwrap().path().join("children")).unwrap();
-            children.split_whitespace().next()?.parse().ok()
-        });
-        Pid::from_raw(children.next().expect("a nats-server")).unwrap()
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).unwrap();
-        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
-    }
-
-    fn wait(&mut self) -> ExitStatus {
-        within("the end of up", || self.child.try_wait().unwrap())
-    }
-}
-
-impl Drop for Up {
-    fn drop(&mut self) {
-        // It may have ended already.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
-}
-
-/// The program in a folder, with the tests' nats-server.
-fn in_folder(folder: &TempDir, arguments: &[&str]) -> Command {
-    let server = find_program().unwrap_or_else(|error| panic!("{error}"));
-    let mut command = tocsin(arguments);
-    command
-        .current_dir(folder.path())
-        .env("TOCSIN_NATS_SERVER", fs::canonicalize(server).unwrap());
-    command
-}
-
-/// Waits for something that is seen.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a pause between two looks at another process"
-)]
-fn within<T>(what: &str, mut see: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_mins(1);
-    loop {
-        if let Some(seen) = see() {
-            return seen;
-        }
-        assert!(Instant::now() < deadline, "not within 60 s: {what}");
-        thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn wait_until_gone(pid: Pid) {
-    within("the end of nats-server", || {
-        // A dead one that nobody waited for yet is a zombie.
-        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero()));
-        stat.map_or(true, |stat| stat.contains(") Z "))
-            .then_some(())
-    });
-}
-
 #[test]
 fn up_in_an_empty_folder_says_what_to_try_and_what_it_says_works() {
     let mut up = Up::start(&[]);
@@ -352,7 +219,7 @@ fn up_in_an_empty_folder_says_what_to_try_and_what_it_says_works() {
     let (status, out, err) = up.run(&tried[1]);
     assert_eq!((status, err.as_str()), (0, ""));
     assert!(
-        out.starts_with("1 alarm for ann\n  CRITICAL disk since "),
+        out.starts_with("1 alarm for ann\n  CRITICAL  disk  0s"),
         "{out}"
     );
     let (status, _, err) = up.run(&tried[2]);
@@ -369,9 +236,12 @@ fn up_in_an_empty_folder_says_what_to_try_and_what_it_says_works() {
     let digest = "{\"UserID\":\"ann\",\"ActiveAlarms\":[{\"AlarmID\":\"net\",\"Status\":\"WARNING\",\"LatestChangedAt\":\"2026-01-01T00:00:00Z\"}]}\n";
     let asked = ["digest", "ann", "-o", "json", "--timeout", "5s"];
     assert_eq!(up.run(&asked), (0, digest.to_owned(), String::new()));
-    let again = ["digest", "ann", "--timeout", "1s"];
-    let nothing = "no digest for ann within 1s: nothing is new, or no daemon is running\n";
-    assert_eq!(up.run(&again), (0, nothing.to_owned(), String::new()));
+    let nothing = "nothing is new for ann\n".to_owned();
+    let began = Instant::now();
+    assert_eq!(up.run(&["digest", "ann"]), (0, nothing, String::new()));
+    assert!(began.elapsed() < Duration::from_secs(4), "{began:?}");
+    let empty = "{\"UserID\":\"ann\",\"ActiveAlarms\":[]}\n".to_owned();
+    assert_eq!(up.run(&asked), (0, empty, String::new()));
 
     let server = up.server();
     up.signal(Signal::TERM);
@@ -411,7 +281,7 @@ fn a_killed_up_takes_its_nats_server_with_it_and_the_next_one_goes_on() {
     up.announcement();
     let (status, out, _) = up.run(&["digest", "ann"]);
     assert_eq!(status, 0);
-    assert!(out.contains("WARNING  disk"), "{out}");
+    assert!(out.contains("WARNING   disk"), "{out}");
 }
 
 #[test]
@@ -430,7 +300,7 @@ fn a_nats_server_that_is_killed_under_up_is_started_again() {
     assert_eq!(up.url(), url);
     let (status, out, _) = up.run(&["digest", "ann", "--timeout", "30s"]);
     assert_eq!(status, 0);
-    assert!(out.contains("WARNING  disk"), "{out}");
+    assert!(out.contains("WARNING   disk"), "{out}");
 }
 
 #[test]
@@ -470,6 +340,7 @@ fn a_broker_that_cannot_be_reached_ends_a_client_command_with_3_in_time() {
         for command in [
             &["change", "ann", "disk", "WARNING"][..],
             &["digest", "ann"],
+            &["tail"],
         ] {
             let arguments = [command, &["--timeout", "1s", "--set", &set]].concat();
             let began = Instant::now();
@@ -502,10 +373,236 @@ fn a_change_of_the_wrong_form_is_one_line_and_ends_with_2() {
         (&["digest", "ann", "--timeout", "5"], "a duration"),
         (&["digest"], "<USER>"),
         (&["digest", "ann", "--set", "nats.ulr=x"], "nats.url"),
+        (&["tail", "--since", "yesterday"], "must be a time such as"),
+        (
+            &["tail", "--since", "1h", "--last", "1"],
+            "cannot be used with",
+        ),
+        (&["tail", "--last", "0"], "0 is not in 1..=1000000"),
+        (&["tail", "--last", "many"], "invalid digit"),
+        (&["tail", "--count", "0"], "--count"),
+        (&["tail", "--user", ""], "1 to 256 bytes"),
+        (&["tail", "-o", "yaml"], "[possible values: text, json]"),
+        (&["tail", "ann"], "unexpected argument 'ann'"),
+        (&["up", "--demo=yes"], "unexpected value 'yes'"),
     ] {
         let (status, out, err) = run(arguments);
         assert_eq!((status, out.as_str()), (2, ""), "{arguments:?}: {err}");
         assert!(err.contains(what), "{err}");
         assert_eq!(err.lines().count(), 1, "{err}");
+    }
+}
+
+#[test]
+fn up_and_the_client_commands_meet_in_the_folder_that_is_named() {
+    let mut up = Up::start(&["--data", "elsewhere"]);
+    let lines = up.announcement();
+    assert!(lines[0].ends_with(", data in elsewhere"), "{lines:?}");
+    assert!(
+        lines[3].ends_with(" change ann disk CRITICAL --data elsewhere"),
+        "{lines:?}"
+    );
+    assert!(
+        lines[4].ends_with(" digest ann --data elsewhere"),
+        "{lines:?}"
+    );
+    let elsewhere = ["--data", "elsewhere"];
+    let (status, out, err) =
+        up.run(&[&["change", "ann", "disk", "WARNING"][..], &elsewhere].concat());
+    assert_eq!((status, err.as_str()), (0, ""), "{out}");
+    let (status, out, _) = up.run(&[&["digest", "ann"][..], &elsewhere].concat());
+    assert_eq!(status, 0);
+    assert!(
+        out.starts_with("1 alarm for ann\n  WARNING   disk"),
+        "{out}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_no_daemon_reads_ends_with_3_and_is_answered_by_the_next() {
+    let nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats);
+    let daemon = setup.start_ready();
+    publish_taken(
+        &client,
+        "AlarmStatusChanged",
+        change("ann", "disk", "CRITICAL", 1),
+    )
+    .await;
+    assert!(daemon.stop().success());
+    let began = Instant::now();
+    let (status, out, err) = run(&["digest", "ann", "-o", "json", "--url", &nats.url()]);
+    assert_eq!((status, out.as_str()), (3, ""));
+    let line = "tocsin: no daemon is running; the request is kept in stream TOCSIN_IN and answered when one starts (tocsin up)\n";
+    assert_eq!(err, line);
+    assert!(began.elapsed() < Duration::from_secs(4), "{began:?}");
+    let _daemon = setup.start_ready();
+    crate::support::judge::judge(&client).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_stands_still_is_told_from_nothing_new() {
+    let nats = Nats::start().await;
+    let setup = Setup::new(&nats);
+    let daemon = setup.start_ready();
+    daemon.freeze();
+    let kept = "; the request is kept in stream TOCSIN_IN and answered when";
+    let url = nats.url();
+    for (limit, what) in [
+        ("1s", "has not come to the request in time"),
+        ("7s", "ended or stands still"),
+    ] {
+        let (status, out, err) = run(&["digest", "ann", "--timeout", limit, "--url", &url]);
+        assert_eq!((status, out.as_str()), (3, ""), "{err}");
+        assert!(
+            err.contains(&format!("tocsin: the daemon (process {} on ", daemon.pid())),
+            "{err}"
+        );
+        assert!(err.contains(what) && err.contains(kept), "{err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+    daemon.thaw();
+    let (status, out, err) = run(&["digest", "ann", "--timeout", "30s", "--url", &url]);
+    assert_eq!(
+        (status, out.as_str(), err.as_str()),
+        (0, "nothing is new for ann\n", "")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_core_nats_the_daemon_answers_whether_anything_is_new() {
+    let nats = Nats::start_with(false, "").await;
+    let url = nats.url();
+    let setup = Setup::new(&nats);
+    let daemon = setup.start_ready();
+    let (status, _, err) = run(&["change", "ann", "disk", "CRITICAL", "--url", &url]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    let (status, out, err) = run(&["digest", "ann", "--url", &url]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    assert!(
+        out.starts_with("1 alarm for ann\n  CRITICAL  disk"),
+        "{out}"
+    );
+    let began = Instant::now();
+    let (status, out, err) = run(&["digest", "ann", "--url", &url]);
+    assert_eq!(
+        (status, out.as_str(), err.as_str()),
+        (0, "nothing is new for ann\n", "")
+    );
+    assert!(began.elapsed() < Duration::from_secs(4), "{began:?}");
+    daemon.freeze();
+    let (status, out, err) = run(&["digest", "ann", "--timeout", "1s", "--url", &url]);
+    let line = "tocsin: no answer on SendAlarmDigest within 1s; is the daemon running?\n";
+    assert_eq!((status, out.as_str(), err.as_str()), (3, "", line));
+    daemon.thaw();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_asked_for_goes_to_an_inbox_and_nowhere_else() {
+    let nats = Nats::start().await;
+    let connection = nats.connect().await;
+    let client = connection.client().clone();
+    let setup = Setup::new(&nats);
+    let _daemon = setup.start_ready();
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.unwrap();
+    let mut elsewhere = client.subscribe("elsewhere").await.unwrap();
+    let publish = async |to: &str, payload: &str| {
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert("Tocsin-Reply-To", to);
+        let payload = payload.to_owned().into();
+        let published = client.publish_with_headers("SendAlarmDigest", headers, payload);
+        published.await.unwrap();
+    };
+    let long = format!("_INBOX.{}", "x".repeat(5000));
+    for to in ["elsewhere", "_INBOX.a b", "_INBOX.>", &long] {
+        publish(to, &request("ann")).await;
+    }
+    publish(&inbox, "junk").await;
+    publish(&inbox, &request("ann")).await;
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        let answer = tokio::time::timeout(Duration::from_secs(30), answers.next()).await;
+        told.push(String::from_utf8(answer.unwrap().unwrap().payload.to_vec()).unwrap());
+    }
+    // The two may be in different partitions.
+    told.sort();
+    assert_eq!(
+        told,
+        ["{\"ok\":false,\"reason\":\"bad_json\"}", "{\"ok\":true}"]
+    );
+    assert!(elsewhere.next().now_or_never().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn colours_are_for_terminals_and_no_color_is_respected() {
+    let nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats);
+    let _daemon = setup.start_ready();
+    let (url, red) = (nats.url(), "\u{1b}[31mCRITICAL");
+    let alarm = "an \u{1b}[2Jalarm";
+    let change = ["change", "ann", alarm, "CRITICAL", "--url", &url];
+    let digest = ["digest", "ann", "--url", &url];
+    let tail = ["tail", "--last", "1", "--count", "1", "--url", &url];
+    for arguments in [&change[..], &digest, &tail, &["--help"]] {
+        let begin = if arguments == ["--help"] {
+            "\u{1b}[1mUsage:"
+        } else {
+            red
+        };
+        // A digest is asked for three times: each needs something new.
+        let renew = async || {
+            if arguments[0] == "digest" {
+                let (status, _, err) = run(&["change", "ann", alarm, "CLEARED", "--url", &url]);
+                assert_eq!((status, err.as_str()), (0, ""));
+                let (status, _, err) = run(&change);
+                assert_eq!((status, err.as_str()), (0, ""));
+            }
+        };
+        renew().await;
+        let (status, out, _) = ended(&on_terminal(&tocsin(arguments)).output().unwrap());
+        assert_eq!(status, 0, "{out}");
+        assert!(out.contains(begin), "{arguments:?}: {out:?}");
+        assert!(
+            !out.contains("[2J") || out.contains("\\u{1b}[2J"),
+            "{out:?}"
+        );
+        for mut plain in [tocsin(arguments), on_terminal(&tocsin(arguments))] {
+            renew().await;
+            let (status, out, _) = ended(&plain.env("NO_COLOR", "1").output().unwrap());
+            assert_eq!(status, 0, "{out}");
+            assert!(!out.contains('\u{1b}'), "{arguments:?}: {out:?}");
+            assert!(
+                out.contains("CRITICAL") || out.contains("Usage:"),
+                "{out:?}"
+            );
+        }
+        renew().await;
+        let (_, out, _) = ended(&tocsin(arguments).env_remove("NO_COLOR").output().unwrap());
+        assert!(!out.contains('\u{1b}'), "{arguments:?}: {out:?}");
+    }
+    drop(client);
+}
+
+#[test]
+fn on_a_terminal_up_logs_only_what_is_wrong_unless_a_filter_is_named() {
+    for (sets, is_logged) in [(&[][..], false), (&["--set", "log.filter=info"], true)] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut up = crate::support::program::Printing::start(on_terminal(&in_folder(
+            &folder,
+            &[&["up"][..], sets].concat(),
+        )));
+        let mut lines = Vec::new();
+        while lines
+            .last()
+            .is_none_or(|line: &String| !line.contains("config print"))
+        {
+            lines.extend(up.lines(1));
+        }
+        let text = lines.join("\n");
+        assert_eq!(text.contains("INFO"), is_logged, "{text}");
+        assert!(text.contains("tocsin is up on"), "{text}");
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use tocsin::cli;
 
-use crate::cli::run;
+use crate::support::program::run;
 
 /// The words that lead to every command that is shown, `tocsin` itself first.
 fn commands() -> Vec<(Vec<String>, clap::Command)> {

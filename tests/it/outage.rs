@@ -9,7 +9,7 @@ use crate::support::daemon::Setup;
 use crate::support::eventually;
 use crate::support::judge;
 use crate::support::nats::Nats;
-use crate::support::traffic::{change, publish_taken, request};
+use crate::support::traffic::{change, change_and_request, publish_taken, request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_that_is_away_at_the_start_is_waited_for() {
@@ -24,13 +24,7 @@ async fn a_broker_that_is_away_at_the_start_is_waited_for() {
         .await
         .unwrap_or_else(|error| panic!("{error}"));
     daemon.wait_for("READY=1");
-    publish_taken(
-        &client,
-        "AlarmStatusChanged",
-        change("ann", "disk", "CRITICAL", 1),
-    )
-    .await;
-    publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+    change_and_request(&client, "ann", "disk", "CRITICAL", 1).await;
     judge::judge(&client).await;
     assert!(daemon.stop().success());
 }
@@ -41,13 +35,7 @@ async fn a_broker_that_is_away_for_a_minute_loses_and_repeats_nothing() {
     let client = nats.connect().await.client().clone();
     let setup = Setup::new(&nats);
     let mut daemon = setup.start_ready();
-    publish_taken(
-        &client,
-        "AlarmStatusChanged",
-        change("ann", "disk", "CRITICAL", 1),
-    )
-    .await;
-    publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+    change_and_request(&client, "ann", "disk", "CRITICAL", 1).await;
     nats.kill().await;
     daemon.wait_for("STATUS=claim on the input lost");
     // The outage itself, not a wait for something to be seen.
@@ -55,13 +43,7 @@ async fn a_broker_that_is_away_for_a_minute_loses_and_repeats_nothing() {
     nats.restart()
         .await
         .unwrap_or_else(|error| panic!("{error}"));
-    publish_taken(
-        &client,
-        "AlarmStatusChanged",
-        change("ann", "disk", "WARNING", 2),
-    )
-    .await;
-    publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+    change_and_request(&client, "ann", "disk", "WARNING", 2).await;
     judge::judge(&client).await;
 }
 
@@ -109,13 +91,7 @@ async fn a_broker_that_refuses_longer_than_the_duplicate_window_gets_each_digest
         .expect("the stream can be changed");
     for user in 0..20 {
         let user = format!("user {user}");
-        publish_taken(
-            &client,
-            "AlarmStatusChanged",
-            change(&user, "disk", "CRITICAL", 1),
-        )
-        .await;
-        publish_taken(&client, "SendAlarmDigest", request(&user)).await;
+        change_and_request(&client, &user, "disk", "CRITICAL", 1).await;
     }
     eventually("publishes refused for a while", async || {
         setup.log().contains("message sent again")

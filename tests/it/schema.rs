@@ -5,8 +5,8 @@ use jsonschema::Validator;
 use serde_json::{Value, json};
 use tocsin::config::{Allowed, Config, DEFAULTS, Sources};
 
-use crate::cli::run;
 use crate::config::Place;
+use crate::support::program::run;
 
 fn validator(schema: &Value) -> Validator {
     jsonschema::draft202012::new(schema).unwrap_or_else(|error| panic!("{error}"))

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::support::daemon::Setup;
 use crate::support::judge;
 use crate::support::nats::Nats;
-use crate::support::traffic::{change, publish_taken, request};
+use crate::support::traffic::change_and_request;
 
 /// How long a byte takes in each direction: a satellite's link.
 const DELAY: Duration = Duration::from_millis(250);
@@ -63,12 +63,6 @@ async fn a_broker_half_a_second_away_is_read_all_the_same() {
     let url = delayed(nats.url().replace("nats://", "")).await;
     let setup = Setup::with_url(url);
     let _daemon = setup.start_ready();
-    publish_taken(
-        &client,
-        "AlarmStatusChanged",
-        change("ann", "disk", "CRITICAL", 1),
-    )
-    .await;
-    publish_taken(&client, "SendAlarmDigest", request("ann")).await;
+    change_and_request(&client, "ann", "disk", "CRITICAL", 1).await;
     judge::judge(&client).await;
 }

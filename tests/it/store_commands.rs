@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::cli::run;
 use crate::support::daemon::Setup;
 use crate::support::eventually;
 use crate::support::judge::{judge, read_stream};
 use crate::support::nats::Nats;
+use crate::support::program::run;
 use crate::support::traffic::{change, publish_taken, request};
 
 /// Runs `tocsin store …` on a folder.

@@ -12,6 +12,7 @@
 //! holds counts from the instant before it sent its last renewal, and stops a margin earlier. Both count time
 //! in which the machine slept. The fence against a late writer is the store's epoch, never this claim.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
@@ -20,18 +21,21 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
+use super::ClaimStream;
 use super::api::{Api, ApiError, code, no_answer};
-use crate::bus::Claim;
-use crate::bus::connection::jitter;
+use crate::bus::connection::{Connection, jitter};
+use crate::bus::{BusError, Claim};
 use crate::core::ids::StoreId;
 
 /// How long a claim lasts without a renewal.
 pub const TTL: Duration = Duration::from_secs(10);
+/// How long giving it back may take.
+const GIVE_BACK_WITHIN: Duration = Duration::from_secs(2);
 /// The broker takes a claim only over the one of this sequence.
 const EXPECTED_SEQUENCE_HEADER: &str = "Nats-Expected-Last-Subject-Sequence";
 
@@ -96,9 +100,63 @@ struct NotTaken {
     description: String,
 }
 
+/// Who holds the input of a server with streams, seen from outside.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Holder {
+    /// Nobody: it was never claimed, or given back.
+    Nobody,
+    /// A process that renews its claim.
+    Alive {
+        /// The process, and where it runs: `process 17 on host`.
+        process: String,
+    },
+    /// A process that has not renewed its claim when it should have: it ended, stands still or has lost the broker.
+    Silent {
+        /// The process, and where it runs: `process 17 on host`.
+        process: String,
+    },
+}
+
+/// Looks at the claim. Its age is that by the broker's own clock.
+///
+/// # Errors
+/// [`BusError::Unavailable`] when the broker does not answer.
+pub async fn holder(connection: &Connection, claim: &ClaimStream) -> Result<Holder, BusError> {
+    let api = Api::new(connection.clone());
+    let unavailable = |error: ApiError| {
+        let name = &claim.name;
+        BusError::Unavailable(format!("failed to look at the claim in {name}: {error}"))
+    };
+    let found = match api.last_message(&claim.name, &claim.subject).await {
+        Err(ApiError::Refused {
+            code: code::STREAM_NOT_FOUND,
+            ..
+        }) => None,
+        found => found.map_err(unavailable)?,
+    };
+    let Some(message) = found else {
+        return Ok(Holder::Nobody);
+    };
+    let owner = serde_json::from_slice(&message.payload);
+    let owner: Owner = owner.map_err(|error| unavailable(no_answer(error)))?;
+    if owner.is_given_back {
+        return Ok(Holder::Nobody);
+    }
+    let process = format!("process {} on {}", owner.pid, owner.host);
+    // An older server does not tell its time.
+    let now = api.stream(&claim.name).await.map_err(unavailable)?.now;
+    let age = now.map_or(Duration::ZERO, |now| now.since(message.timestamp));
+    Ok(if age < claim.ttl / 2 {
+        Holder::Alive { process }
+    } else {
+        Holder::Silent { process }
+    })
+}
+
 /// A claim that is renewed in the background for as long as this lives, and given back when it is dropped.
 pub(super) struct StreamClaim {
     held_until: watch::Receiver<Duration>,
+    is_over: Arc<Notify>,
     _renewing: AbortOnDropHandle<()>,
 }
 
@@ -106,6 +164,7 @@ impl StreamClaim {
     /// Begins to take the claim, and then to renew it.
     pub(super) fn start(api: Api, place: Place, store: StoreId) -> Self {
         let (held_in, held_until) = watch::channel(Duration::ZERO);
+        let is_over = Arc::<Notify>::default();
         let runtime = api.connection().runtime().clone();
         let claimant = Claimant {
             api,
@@ -119,7 +178,8 @@ impl StreamClaim {
         };
         Self {
             held_until,
-            _renewing: AbortOnDropHandle::new(runtime.spawn(claimant.run())),
+            _renewing: AbortOnDropHandle::new(runtime.spawn(claimant.run(Arc::clone(&is_over)))),
+            is_over,
         }
     }
 }
@@ -136,6 +196,14 @@ impl Claim for StreamClaim {
             held_until.wait_for(|until| now() < *until).await.ok();
         }
         .boxed()
+    }
+
+    fn give_back(&self) -> BoxFuture<'static, ()> {
+        self.is_over.notify_one();
+        let mut held_until = self.held_until.clone();
+        let given_back = async move { while held_until.changed().await.is_ok() {} };
+        // Without it the next one waits for the claim's time.
+        timeout(GIVE_BACK_WITHIN, given_back).map(drop).boxed()
     }
 }
 
@@ -161,7 +229,20 @@ struct Claimant {
 }
 
 impl Claimant {
-    async fn run(mut self) {
+    async fn run(mut self, is_over: Arc<Notify>) {
+        tokio::select! {
+            () = self.renew() => {}
+            () = is_over.notified() => {}
+        }
+        if let Some(sequence) = self.ours.take() {
+            // A renewal was under way: what is expected is not there, and the claim lasts for its time.
+            self.compare_and_set(&self.given_back(), sequence)
+                .await
+                .ok();
+        }
+    }
+
+    async fn renew(&mut self) {
         loop {
             self.api.connection().connected().await;
             let wait = match self.step().await {
@@ -239,6 +320,13 @@ impl Claimant {
         Ok(true)
     }
 
+    fn given_back(&self) -> Owner {
+        Owner {
+            is_given_back: true,
+            ..self.us.clone()
+        }
+    }
+
     async fn compare_and_set(&self, owner: &Owner, expected: u64) -> Result<Option<u64>, ApiError> {
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED_SEQUENCE_HEADER, expected.to_string());
@@ -311,10 +399,7 @@ impl Drop for Claimant {
         let Some(sequence) = self.ours else {
             return;
         };
-        let given_back = Owner {
-            is_given_back: true,
-            ..self.us.clone()
-        };
+        let given_back = self.given_back();
         let mut headers = HeaderMap::new();
         headers.insert(EXPECTED_SEQUENCE_HEADER, sequence.to_string());
         let client = self.api.connection().client();

@@ -8,6 +8,7 @@
 //! | `reader` | the input: verified against where we are, whatever happens |
 //! | `publisher` | confirmed publishing, and finding what was published |
 //! | `claim` | one store at a time |
+//! | `follow` | a stream as it grows, for who only looks on |
 //! | `monitor` | lag, room, clocks |
 //!
 //! Three connections: one that only reads, one that only publishes, one for everything else, so that a full
@@ -15,6 +16,7 @@
 
 mod api;
 mod claim;
+mod follow;
 mod monitor;
 mod publisher;
 mod pull;
@@ -30,7 +32,8 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{info, warn};
 
-pub use self::claim::TTL as CLAIM_TTL;
+pub use self::claim::{Holder, TTL as CLAIM_TTL, holder};
+pub use self::follow::{Followed, Follower, Place as FollowFrom};
 
 use self::api::{Api, ApiError, StreamConfig, code};
 use self::claim::{Place, StreamClaim};

@@ -16,6 +16,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -27,6 +28,7 @@ use super::monitor::Monitor;
 use super::pull::{From, Pull, Pulled};
 use super::streams::{Wanted, ensure};
 use crate::bus::connection::{State, jitter};
+use crate::bus::wire::REPLY_TO_HEADER;
 use crate::bus::{BusError, Input, InputStats, RawBatch, RawMessage, Start};
 use crate::core::ids::placement_hash;
 use crate::core::position::{
@@ -202,7 +204,7 @@ impl Reader {
                     timestamp: message.meta.timestamp,
                     subject: message.subject,
                     payload: message.payload,
-                    reply_to: None,
+                    reply_to: message.headers.as_ref().and_then(reply_to),
                 }
             })
             .collect();
@@ -493,6 +495,21 @@ const fn start_of(position: &Position) -> From {
         0 => From::Time(position.timestamp),
         sequence => From::Sequence(sequence + 1),
     }
+}
+
+/// The longest inbox that is answered: the server closes a connection that sends it a longer line.
+const MAX_INBOX_BYTES: usize = 256;
+
+/// Where the publisher of a stored message waits for our answer, if it said so and it is an inbox: we may
+/// publish on subjects that it may not.
+fn reply_to(headers: &HeaderMap) -> Option<Box<str>> {
+    let inbox = headers.get(REPLY_TO_HEADER)?.as_str();
+    let is_inbox = inbox.starts_with("_INBOX.")
+        && inbox.len() <= MAX_INBOX_BYTES
+        && inbox
+            .bytes()
+            .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
+    is_inbox.then(|| inbox.into())
 }
 
 /// Resolves when the connection is no longer the one of that number.

@@ -263,6 +263,19 @@ pub fn decode_digest(payload: &[u8]) -> Result<Digest, Reject> {
     })
 }
 
+/// Reads the answer to a message: `None` when it is none of ours, else that it was taken or why it was refused.
+#[must_use]
+pub fn decode_reply(payload: &[u8]) -> Option<Result<(), String>> {
+    #[derive(Deserialize)]
+    struct Reply {
+        ok: bool,
+        #[serde(default)]
+        reason: String,
+    }
+    let reply: Reply = serde_json::from_slice(payload).ok()?;
+    Some(if reply.ok { Ok(()) } else { Err(reply.reason) })
+}
+
 /// The last value of each known field, as it stands in the payload.
 #[derive(Default)]
 struct Fields<'a> {

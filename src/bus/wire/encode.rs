@@ -71,20 +71,11 @@ pub fn split_digest(
     digest: &Digest,
     max_payload: usize,
 ) -> Result<Vec<Outbound>, TooLarge> {
-    let mut whole = Vec::with_capacity(64 + digest.alarms.len() * 128);
-    whole.extend_from_slice(b"{\"UserID\":");
-    put_id(&mut whole, &digest.user.0);
-    whole.extend_from_slice(b",\"ActiveAlarms\":[");
-    let head_bytes = whole.len();
-    let mut ends = Vec::with_capacity(digest.alarms.len());
-    for entry in &digest.alarms {
-        if !ends.is_empty() {
-            whole.push(b',');
-        }
-        put_entry(&mut whole, entry);
-        ends.push(whole.len());
-    }
-    whole.extend_from_slice(DIGEST_TAIL);
+    let Whole {
+        bytes: whole,
+        head_bytes,
+        ends,
+    } = whole_digest(digest);
     let id = id.to_string();
     if whole.len() + header_block_bytes(id.len(), std::iter::empty()) <= max_payload {
         return Ok(vec![Outbound {
@@ -112,6 +103,41 @@ pub fn split_digest(
         }
     });
     Ok(parts.collect())
+}
+
+/// The bytes of a digest that is not split.
+#[must_use]
+pub fn encode_digest(digest: &Digest) -> Bytes {
+    whole_digest(digest).bytes.into()
+}
+
+/// A digest's bytes: entry `i` ends at `ends[i]`, the first begins at `head_bytes`.
+struct Whole {
+    bytes: Vec<u8>,
+    head_bytes: usize,
+    ends: Vec<usize>,
+}
+
+fn whole_digest(digest: &Digest) -> Whole {
+    let mut bytes = Vec::with_capacity(64 + digest.alarms.len() * 128);
+    bytes.extend_from_slice(b"{\"UserID\":");
+    put_id(&mut bytes, &digest.user.0);
+    bytes.extend_from_slice(b",\"ActiveAlarms\":[");
+    let head_bytes = bytes.len();
+    let mut ends = Vec::with_capacity(digest.alarms.len());
+    for entry in &digest.alarms {
+        if !ends.is_empty() {
+            bytes.push(b',');
+        }
+        put_entry(&mut bytes, entry);
+        ends.push(bytes.len());
+    }
+    bytes.extend_from_slice(DIGEST_TAIL);
+    Whole {
+        bytes,
+        head_bytes,
+        ends,
+    }
 }
 
 const DIGEST_TAIL: &[u8] = b"]}";

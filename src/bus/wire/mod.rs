@@ -9,7 +9,7 @@
 //! | `MetricAggregate` | out | `{"Instance","From","To","Metrics":[…]}` |
 //! | `tocsin.dead_letter` | out | a refused message's bytes, unchanged |
 //! | `tocsin.owner` | both | `{"store","instance"}` |
-//! | a reply subject | out | `{"ok":true}` or `{"ok":false,"reason":"…"}` |
+//! | a reply subject (in a stream: [`REPLY_TO_HEADER`]) | out | `{"ok":true}` or `{"ok":false,"reason":"…"}` |
 //!
 //! [`decode`] reads what comes in and is total: any bytes give a command or a [`Reject`]. The encoders never
 //! make a message larger than the broker takes, headers included. Nothing here waits or does I/O; the domains
@@ -17,12 +17,14 @@
 
 mod decode;
 mod encode;
+mod join;
 
-pub use decode::{Limits, Reject, decode, decode_digest};
+pub use decode::{Limits, Reject, decode, decode_digest, decode_reply};
 pub use encode::{
-    Aggregate, Metric, Owner, TooLarge, encode_command, encode_reply, message_bytes,
+    Aggregate, Metric, Owner, TooLarge, encode_command, encode_digest, encode_reply, message_bytes,
     split_dead_letter, split_digest,
 };
+pub use join::{Joined, Joiner};
 
 /// A change of an alarm.
 pub const CHANGE: &str = "AlarmStatusChanged";
@@ -69,3 +71,6 @@ pub const REASON_HEADER: &str = "Tocsin-Reason";
 pub const SUBJECT_HEADER: &str = "Tocsin-Subject";
 /// What exactly was wrong with a refused message, in words.
 pub const DETAIL_HEADER: &str = "Tocsin-Detail";
+/// Where the publisher of a message to a stream waits for the daemon's answer: an inbox, `_INBOX.…`. The
+/// server's own answer, which goes to the reply subject, only says that the message is in the stream.
+pub const REPLY_TO_HEADER: &str = "Tocsin-Reply-To";

@@ -64,6 +64,19 @@ pub(crate) async fn publish_taken(
     );
 }
 
+/// Publishes a change, then a request for that user's digest; both must be taken.
+pub(crate) async fn change_and_request(
+    client: &Client,
+    user: &str,
+    alarm: &str,
+    status: &str,
+    second: u64,
+) {
+    let changed = change(user, alarm, status, second);
+    publish_taken(client, "AlarmStatusChanged", changed).await;
+    publish_taken(client, "SendAlarmDigest", request(user)).await;
+}
+
 /// One random message: mostly changes, out of order and repeated; requests; now and then junk.
 fn random_message(random: &mut Random) -> (String, String) {
     let user = random.below(40);
