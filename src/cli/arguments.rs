@@ -87,7 +87,11 @@ pub fn parse_id(text: &str) -> Result<Id, String> {
     Id::new(text).ok_or_else(|| "an id has 1 to 256 bytes".to_owned())
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
+/// A duration above zero, as an argument.
+///
+/// # Errors
+/// When it is none.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     crate::config::parse_duration(text)
         .filter(|duration| !duration.is_zero())
         .ok_or_else(|| "must be a duration such as 500ms, 5s or 1m".to_owned())

@@ -16,6 +16,7 @@ pub mod arguments;
 pub mod change;
 pub mod config;
 pub mod digest;
+pub mod emulate;
 pub mod nats_server;
 mod oneshot;
 pub mod serve;
@@ -157,6 +158,8 @@ enum Command {
     Change(change::Args),
     /// Asks for a user's digest and prints it.
     Digest(digest::Args),
+    /// Publishes realistic traffic; with --check it proves every digest.
+    Emulate(emulate::Args),
     /// Shows or checks the effective configuration.
     Config(config::Args),
     /// Becomes nats-server, for `up`.
@@ -177,6 +180,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Change(args) => change::run(&args),
         Command::Digest(args) => digest::run(&args),
+        Command::Emulate(args) => emulate::run(&args),
         Command::Config(args) => config::run(args),
         Command::NatsServer(args) => Err(nats_server::run(args)),
     };

@@ -21,6 +21,14 @@ const SUBSCRIPTION_CAPACITY: usize = 65_536;
 
 /// Connects to the server that is named, else to that of the `up` that runs in this folder.
 pub(super) async fn connect(args: &ClientArgs) -> Result<Connection, Failure> {
+    connect_with(args, SUBSCRIPTION_CAPACITY).await
+}
+
+/// The same, where each subscription holds so many messages before they are read.
+pub(super) async fn connect_with(
+    args: &ClientArgs,
+    capacity: usize,
+) -> Result<Connection, Failure> {
     let mut sources = args.config.clone().into_sources();
     let named = args.url.as_ref().map(|url| format!("nats.url={url}"));
     sources.sets.extend(named);
@@ -33,7 +41,7 @@ pub(super) async fn connect(args: &ClientArgs) -> Result<Connection, Failure> {
         loaded = Config::load(&sources)?;
     }
     let connector = Connector::new(login(&loaded.config.nats), Handle::current());
-    let connecting = connector.connect_within(args.timeout, "client", SUBSCRIPTION_CAPACITY);
+    let connecting = connector.connect_within(args.timeout, "client", capacity);
     connecting.await.map_err(|error| match &error {
         BusError::Unavailable(_) => Failure::new(Exit::Unreachable, &error),
         BusError::Configuration(_) => Failure::new(Exit::Unusable, &error),
