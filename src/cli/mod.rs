@@ -3,7 +3,7 @@
 //! | status | [`Exit`] |
 //! |---|---|
 //! | 0 | well |
-//! | 1 | a message was refused, or not committed in time |
+//! | 1 | a message was refused or not committed in time, or a check failed |
 //! | 2 | usage, configuration, or a store that cannot be used |
 //! | 3 | the broker cannot be reached |
 //! | 70 | a defect |
@@ -43,7 +43,7 @@ use crate::telemetry::LogError;
 pub const EXIT_STATUSES: &str = "\
 Exit status:
   0   well
-  1   a message was refused, or not committed in time
+  1   a message was refused or not committed in time, or a check failed
   2   usage, configuration, or a store that cannot be used
   3   the broker cannot be reached
   70  a defect of tocsin
@@ -55,7 +55,7 @@ Exit status:
 pub enum Exit {
     /// Well.
     Well = 0,
-    /// A message was refused, or not committed in time.
+    /// A message was refused or not committed in time, or a check failed.
     NotTaken = 1,
     /// Usage, configuration, or a store that cannot be used.
     Unusable = 2,

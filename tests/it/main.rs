@@ -18,6 +18,7 @@ mod connection;
 mod crash;
 mod digest;
 mod documents;
+mod emulate;
 mod history;
 mod metrics;
 mod notify;

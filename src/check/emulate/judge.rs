@@ -108,6 +108,16 @@ pub struct Arrival<'a> {
     pub at: Duration,
 }
 
+/// What a digest is to its user.
+enum Settled {
+    /// It was owed.
+    Owed { since: Duration },
+    /// A request that nothing was due for was read late.
+    Late,
+    /// It must not be.
+    Wrong,
+}
+
 /// The first thing that was wrong.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Wrong {
@@ -249,14 +259,14 @@ impl Judge {
             Ok(digest) => digest,
             // What cannot be read is ours where it speaks of a user of ours.
             Err(why) if contains(arrival.payload, self.names.prefix()) => {
-                return Err(self.wrong(None, why, None));
+                return Err(self.wrong(None, why, None).into());
             }
             Err(_) => return Ok((None, Verdict::Foreign)),
         };
         let Some(user) = self.names.read_user(&digest.user) else {
             if digest.user.starts_with(self.names.prefix()) {
                 let what = format!("a digest of {}, who never had an alarm", digest.user);
-                return Err(self.wrong(None, what, Some(digest.entries)));
+                return Err(self.wrong(None, what, Some(digest.entries)).into());
             }
             return Ok((None, Verdict::Foreign));
         };
@@ -266,7 +276,7 @@ impl Judge {
 
     /// What is wrong when nothing more comes: the digest that is owed for longest.
     #[must_use]
-    pub fn missing(&self, waited: Duration) -> Option<Box<Wrong>> {
+    pub fn missing(&self, waited: Duration) -> Option<Wrong> {
         let (_, user) = self.owed.first_key_value()?;
         let what = format!("no digest came within {waited:?}");
         Some(self.wrong(Some(*user), what, None))
@@ -291,7 +301,7 @@ impl Judge {
                 Some((_, known)) if *known == content => return Ok(Verdict::Repeat),
                 Some(_) => {
                     let what = "another digest came under an id that was used before".to_owned();
-                    return Err(self.wrong(Some(number), what, Some(entries)));
+                    return Err(self.wrong(Some(number), what, Some(entries)).into());
                 }
                 None => {}
             }
@@ -304,7 +314,9 @@ impl Judge {
         let entries = match user.join(entries, arrival.part) {
             Ok(Some(whole)) => whole,
             Ok(None) => return Ok(Verdict::Part { alarms }),
-            Err((what, entries)) => return Err(self.wrong(Some(number), what, Some(entries))),
+            Err((what, entries)) => {
+                return Err(self.wrong(Some(number), what, Some(entries)).into());
+            }
         };
         if entries.is_empty() {
             if user.num_empty > 0 {
@@ -312,7 +324,7 @@ impl Judge {
                 return Ok(Verdict::Allowed { alarms });
             }
             let what = "an empty digest that nobody asked for".to_owned();
-            return Err(self.wrong(Some(number), what, Some(entries)));
+            return Err(self.wrong(Some(number), what, Some(entries)).into());
         }
         let found: Option<Vec<_>> = entries
             .iter()
@@ -325,7 +337,7 @@ impl Judge {
             })
             .collect();
         let before = self.user(number).owed_number();
-        let settled = found.and_then(|found| self.user(number).settle(&found));
+        let settled = found.map_or(Settled::Wrong, |found| self.user(number).settle(&found));
         let after = self.user(number).owed_number();
         if let Some(before) = before
             && after.is_none()
@@ -333,29 +345,26 @@ impl Judge {
             self.owed.remove(&before);
             self.last_answered = self.last_answered.max(before);
         }
-        let verdict = settled.map(|since| match since {
-            Some(since) => Verdict::Answers {
+        match settled {
+            Settled::Owed { since } => Ok(Verdict::Answers {
                 alarms,
                 after: arrival.at.saturating_sub(since),
-            },
-            None => Verdict::Allowed { alarms },
-        });
-        verdict.ok_or_else(|| {
-            let what = if before.is_some() {
-                "the digest is not what was due"
-            } else {
-                "a digest that nobody asked for"
-            };
-            self.wrong(Some(number), what.to_owned(), Some(entries))
-        })
+            }),
+            Settled::Late => Ok(Verdict::Allowed { alarms }),
+            Settled::Wrong => {
+                let what = if before.is_some() {
+                    "the digest is not what was due"
+                } else {
+                    "a digest that nobody asked for"
+                };
+                Err(self
+                    .wrong(Some(number), what.to_owned(), Some(entries))
+                    .into())
+            }
+        }
     }
 
-    fn wrong(
-        &self,
-        user: Option<u32>,
-        what: String,
-        found: Option<Vec<Entry<String>>>,
-    ) -> Box<Wrong> {
+    fn wrong(&self, user: Option<u32>, what: String, found: Option<Vec<Entry<String>>>) -> Wrong {
         let known = user.and_then(|user| self.users.get(user as usize));
         let owed = known.and_then(|user| user.owed.as_ref());
         let expected = owed.map(|owed| owed.entries.as_slice()).unwrap_or_default();
@@ -364,14 +373,14 @@ impl Judge {
             status: entry.status,
             at: entry.at,
         });
-        Box::new(Wrong {
+        Wrong {
             user,
             what,
             asked: owed.map(|owed| owed.number),
             expected: named.collect(),
             found,
             num_published: known.map_or(0, |user| user.num_published),
-        })
+        }
     }
 }
 
@@ -419,20 +428,18 @@ impl User {
         }
     }
 
-    /// Takes a digest that is not empty: since when it was owed, or that an earlier request may get it; `None` when
-    /// it is wrong.
-    fn settle(&mut self, found: &[Entry<u32>]) -> Option<Option<Duration>> {
-        if self.owed.as_ref().is_some_and(|owed| owed.entries == found) {
-            let owed = self.owed.take()?;
+    /// Takes a digest that is not empty.
+    fn settle(&mut self, found: &[Entry<u32>]) -> Settled {
+        if let Some(owed) = self.owed.take_if(|owed| owed.entries == found) {
             if let Some(straggler) = &mut self.straggler {
                 // This may have been the answer to a request before: then the owed one finds nothing due now.
                 straggler.alarms = self.alarms.clone();
                 straggler.changes.clear();
             }
-            return Some(Some(owed.since));
+            return Settled::Owed { since: owed.since };
         }
-        self.settle_late(found)?;
-        Some(None)
+        self.settle_late(found)
+            .map_or(Settled::Wrong, |()| Settled::Late)
     }
 
     /// Whether a request without anything due was read so late that it got this.
@@ -562,13 +569,13 @@ mod tests {
         messages::digest(&format!("u{user}"), &entries)
     }
 
-    const fn answers(alarms: u64) -> Result<Verdict, String> {
+    const fn answers(alarms: u64) -> Verdict {
         let after = Duration::from_millis(5);
-        Ok(Verdict::Answers { alarms, after })
+        Verdict::Answers { alarms, after }
     }
 
-    const fn allowed(alarms: u64) -> Result<Verdict, String> {
-        Ok(Verdict::Allowed { alarms })
+    const fn allowed(alarms: u64) -> Verdict {
+        Verdict::Allowed { alarms }
     }
 
     use Status::{Cleared, Critical, Warning};
@@ -590,7 +597,7 @@ mod tests {
             assert!(scene.ask(ANN));
             assert!(scene.receive(&wrong, None).is_err(), "{wrong}");
             let right = digest(ANN, &[(1, Warning, 5), (2, Critical, 6)]);
-            assert_eq!(scene.receive(&right, None), answers(2));
+            assert_eq!(scene.receive(&right, None), Ok(answers(2)));
             assert_eq!(scene.judge.num_owed(), 0);
         }
     }
@@ -624,7 +631,7 @@ mod tests {
         scene.change(ANN, 1, Warning, 1);
         scene.ask(ANN);
         let first = digest(ANN, &[(1, Warning, 1)]);
-        assert_eq!(scene.receive(&first, Some("a")), answers(1));
+        assert_eq!(scene.receive(&first, Some("a")), Ok(answers(1)));
         assert_eq!(scene.receive(&first, Some("a")), Ok(Verdict::Repeat));
         let again = scene.receive(&first, Some("b")).unwrap_err();
         assert_eq!(again, "a digest that nobody asked for");
@@ -642,7 +649,7 @@ mod tests {
         let empty = digest(ANN, &[]);
         assert!(scene.receive(&empty, None).is_err());
         assert!(!scene.ask(ANN));
-        assert_eq!(scene.receive(&empty, None), allowed(0));
+        assert_eq!(scene.receive(&empty, None), Ok(allowed(0)));
         assert!(scene.receive(&empty, None).is_err());
     }
 
@@ -660,7 +667,7 @@ mod tests {
         assert_eq!(receive(1, Some("1/3")), Ok(Verdict::Part { alarms: 1 }));
         assert!(receive(2, None).is_err());
         assert_eq!(receive(2, Some("2/3")), Ok(Verdict::Part { alarms: 1 }));
-        assert_eq!(receive(3, Some("3/3")), answers(1));
+        assert_eq!(receive(3, Some("3/3")), Ok(answers(1)));
     }
 
     #[test]
@@ -675,7 +682,7 @@ mod tests {
                 assert!(early.is_err());
                 continue;
             }
-            assert_eq!(early, allowed(1));
+            assert_eq!(early, Ok(allowed(1)));
             assert!(scene.ask(ANN));
             assert!(
                 scene
@@ -684,7 +691,7 @@ mod tests {
             );
             assert_eq!(
                 scene.receive(&digest(ANN, &[(2, Critical, 2)]), None),
-                answers(1)
+                Ok(answers(1))
             );
         }
     }
@@ -698,12 +705,12 @@ mod tests {
         // It answers the first request; the second may then get what comes after it.
         assert_eq!(
             scene.receive(&digest(ANN, &[(1, Warning, 1)]), None),
-            answers(1)
+            Ok(answers(1))
         );
         scene.change(ANN, 2, Critical, 2);
         assert_eq!(
             scene.receive(&digest(ANN, &[(2, Critical, 2)]), None),
-            allowed(1)
+            Ok(allowed(1))
         );
         assert!(!scene.ask(ANN));
         assert!(
@@ -723,11 +730,11 @@ mod tests {
         assert!(scene.ask(ANN));
         assert_eq!(
             scene.receive(&digest(ANN, &[(1, Warning, 1)]), None),
-            allowed(1)
+            Ok(allowed(1))
         );
         assert_eq!(scene.judge.num_owed(), 1);
         let rest = digest(ANN, &[(2, Critical, 2), (1, Critical, 3)]);
-        assert_eq!(scene.receive(&rest, None), answers(2));
+        assert_eq!(scene.receive(&rest, None), Ok(answers(2)));
         assert_eq!(scene.judge.num_owed(), 0);
     }
 

@@ -314,13 +314,13 @@ async fn subscribe(client: &Client, subject: String) -> Result<Subscriber, BusEr
 /// Waits until the server has processed everything before this on the connection.
 async fn echo(client: &Client, limit: Duration) -> Result<(), BusError> {
     let inbox = client.new_inbox();
-    let mut echoes = subscribe(client, inbox.clone()).await?;
-    let echoed = async {
+    let mut incoming = subscribe(client, inbox.clone()).await?;
+    let asking = async {
         client.publish(inbox, Bytes::new()).await.ok()?;
-        echoes.next().await
+        incoming.next().await
     };
-    let echoed = timeout(limit, echoed).await.ok().flatten();
-    echoed
+    let answer = timeout(limit, asking).await.ok().flatten();
+    answer
         .map(drop)
         .ok_or_else(|| BusError::Unavailable(format!("the broker did not answer within {limit:?}")))
 }

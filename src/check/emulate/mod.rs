@@ -31,7 +31,7 @@ pub mod summary;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use async_nats::Message as Incoming;
+use async_nats::{HeaderValue, Message as Incoming};
 use bytes::BytesMut;
 use tokio::sync::watch;
 use tokio::time::{Instant as Clock, sleep_until};
@@ -98,7 +98,7 @@ pub async fn run(
 ) -> Result<Summary, BusError> {
     let link = Link::open(publishing, receiving, settings.timeout).await?;
     let mut run = Run::new(settings, link, stop, observe);
-    let ended = run.to_the_end().await;
+    let ended = run.play().await;
     Ok(run.into_summary(ended))
 }
 
@@ -192,7 +192,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    async fn to_the_end(&mut self) -> Result<(), Cut> {
+    async fn play(&mut self) -> Result<(), Cut> {
         while !self.is_published() {
             self.take_arrived()?;
             self.publish_freed().await?;
@@ -378,7 +378,7 @@ impl<'a> Run<'a> {
         let at = self.elapsed();
         let header = |name| {
             let headers = incoming.headers.as_ref()?;
-            headers.get(name).map(|value| value.as_str())
+            headers.get(name).map(HeaderValue::as_str)
         };
         match &mut self.reader {
             Reader::Judge(judge) => {
@@ -443,7 +443,7 @@ impl<'a> Run<'a> {
             && now > since.max(self.last_digest) + self.settings.timeout
             && let Some(wrong) = judge.missing(self.settings.timeout)
         {
-            return Err(Cut::Wrong(wrong));
+            return Err(Cut::Wrong(Box::new(wrong)));
         }
         Ok(())
     }
