@@ -34,10 +34,84 @@ pub enum Fate {
     Duplicate,
 }
 
-/// The alarms of every user. `U` names a user, `A` an alarm, which must be ordered as the bytes of its name are.
+/// The alarms of one user. `A` names an alarm, and must be ordered as the bytes of its name are.
+#[derive(Clone, Debug)]
+pub struct Alarms<A> {
+    registers: BTreeMap<A, Register>,
+}
+
+impl<A> Default for Alarms<A> {
+    fn default() -> Self {
+        Self {
+            registers: BTreeMap::new(),
+        }
+    }
+}
+
+impl<A: Ord + Clone> Alarms<A> {
+    /// Takes a change in the order of arrival.
+    pub fn change(&mut self, alarm: A, status: Status, at: Instant) -> Fate {
+        let Some(known) = self.registers.get_mut(&alarm) else {
+            let first = Register {
+                at,
+                status,
+                seen: bit(status),
+                is_reported: false,
+            };
+            self.registers.insert(alarm, first);
+            return Fate::Decides;
+        };
+        if at < known.at {
+            return Fate::Stale;
+        }
+        if at > known.at {
+            known.seen = 0;
+        } else if known.seen & bit(status) != 0 {
+            return Fate::Duplicate;
+        }
+        known.is_reported &= known.status == status;
+        known.at = at;
+        known.status = status;
+        known.seen |= bit(status);
+        Fate::Decides
+    }
+
+    /// What is due, from oldest to newest, ties by the alarm's name; then none of it is due any more.
+    pub fn request(&mut self) -> Vec<Entry<A>> {
+        let registers = self.registers.iter_mut();
+        let due = registers
+            .filter(|(_, it)| it.status.is_active() && !it.is_reported)
+            .map(|(alarm, it)| {
+                it.is_reported = true;
+                Entry {
+                    alarm: alarm.clone(),
+                    status: it.status,
+                    at: it.at,
+                }
+            });
+        let mut due: Vec<_> = due.collect();
+        // Stable: they came by name.
+        due.sort_by_key(|entry| entry.at);
+        due
+    }
+
+    /// What is active, due or not, by name.
+    pub fn active(&self) -> impl Iterator<Item = Entry<&A>> {
+        let registers = self.registers.iter();
+        registers
+            .filter(|(_, it)| it.status.is_active())
+            .map(|(alarm, it)| Entry {
+                alarm,
+                status: it.status,
+                at: it.at,
+            })
+    }
+}
+
+/// The alarms of every user. `U` names a user.
 #[derive(Clone, Debug)]
 pub struct Oracle<U, A> {
-    users: HashMap<U, BTreeMap<A, Register>>,
+    users: HashMap<U, Alarms<A>>,
 }
 
 impl<U, A> Default for Oracle<U, A> {
@@ -57,64 +131,21 @@ impl<U: Eq + Hash, A: Ord + Clone> Oracle<U, A> {
 
     /// Takes a change in the order of arrival.
     pub fn change(&mut self, user: U, alarm: A, status: Status, at: Instant) -> Fate {
-        let alarms = self.users.entry(user).or_default();
-        let Some(known) = alarms.get_mut(&alarm) else {
-            let first = Register {
-                at,
-                status,
-                seen: bit(status),
-                is_reported: false,
-            };
-            alarms.insert(alarm, first);
-            return Fate::Decides;
-        };
-        if at < known.at {
-            return Fate::Stale;
-        }
-        if at > known.at {
-            known.seen = 0;
-        } else if known.seen & bit(status) != 0 {
-            return Fate::Duplicate;
-        }
-        known.is_reported &= known.status == status;
-        known.at = at;
-        known.status = status;
-        known.seen |= bit(status);
-        Fate::Decides
+        self.users
+            .entry(user)
+            .or_default()
+            .change(alarm, status, at)
     }
 
     /// What is due, from oldest to newest, ties by the alarm's name; then none of it is due any more.
     pub fn request(&mut self, user: &U) -> Vec<Entry<A>> {
-        let Some(alarms) = self.users.get_mut(user) else {
-            return Vec::new();
-        };
-        let due = alarms
-            .iter_mut()
-            .filter(|(_, it)| it.status.is_active() && !it.is_reported)
-            .map(|(alarm, it)| {
-                it.is_reported = true;
-                Entry {
-                    alarm: alarm.clone(),
-                    status: it.status,
-                    at: it.at,
-                }
-            });
-        let mut due: Vec<_> = due.collect();
-        // Stable: they came by name.
-        due.sort_by_key(|entry| entry.at);
-        due
+        let alarms = self.users.get_mut(user);
+        alarms.map(Alarms::request).unwrap_or_default()
     }
 
     /// What is active, due or not, by name.
     pub fn active(&self, user: &U) -> impl Iterator<Item = Entry<&A>> {
-        let alarms = self.users.get(user).into_iter().flatten();
-        alarms
-            .filter(|(_, it)| it.status.is_active())
-            .map(|(alarm, it)| Entry {
-                alarm,
-                status: it.status,
-                at: it.at,
-            })
+        self.users.get(user).into_iter().flat_map(Alarms::active)
     }
 }
 

@@ -93,10 +93,10 @@ pub fn parse_id(text: &str) -> Result<Id, String> {
     Id::new(text).ok_or_else(|| "an id has 1 to 256 bytes".to_owned())
 }
 
-/// A duration, as an argument.
+/// A duration above zero, as an argument.
 ///
 /// # Errors
-/// When it is none, or zero.
+/// When it is none.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     crate::config::parse_duration(text)
         .filter(|duration| !duration.is_zero())

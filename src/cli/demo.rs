@@ -49,7 +49,8 @@ pub(super) async fn run(config: Config, to_try: [String; 3]) {
 }
 
 async fn play(config: &Config, to_try: &[String; 3]) -> Result<(), Failure> {
-    let connection = oneshot::connect_to(&config.nats, WITHIN).await?;
+    let connection =
+        oneshot::connect_to(&config.nats, WITHIN, oneshot::SUBSCRIPTION_CAPACITY).await?;
     let run = getrandom::u32().map_err(|error| defect(&format!("no random number: {error}")))?;
     let mut day = Day {
         user: format!("demo-ann-{:06x}", run >> 8),

@@ -3,7 +3,7 @@
 //! | status | [`Exit`] |
 //! |---|---|
 //! | 0 | well |
-//! | 1 | a message was refused, or not committed in time |
+//! | 1 | a message was refused or not committed in time, or a check failed |
 //! | 2 | usage, configuration, or a store that cannot be used |
 //! | 3 | the broker cannot be reached |
 //! | 70 | a defect |
@@ -18,6 +18,7 @@ pub mod completions;
 pub mod config;
 mod demo;
 pub mod digest;
+pub mod emulate;
 pub mod help;
 pub mod man;
 pub mod nats_server;
@@ -49,7 +50,7 @@ use crate::telemetry::LogError;
 pub const EXIT_STATUSES: &str = "\
 Exit status:
   0   well
-  1   a message was refused, or not committed in time
+  1   a message was refused or not committed in time, or a check failed
   2   usage, configuration, or a store that cannot be used
   3   the broker cannot be reached
   70  a defect of tocsin
@@ -61,7 +62,7 @@ Exit status:
 pub enum Exit {
     /// Well.
     Well = 0,
-    /// A message was refused, or not committed in time.
+    /// A message was refused or not committed in time, or a check failed.
     NotTaken = 1,
     /// Usage, configuration, or a store that cannot be used.
     Unusable = 2,
@@ -195,6 +196,8 @@ enum Command {
     Digest(digest::Args),
     /// Prints digests as they come.
     Tail(tail::Args),
+    /// Publishes realistic traffic; with --check it proves every digest.
+    Emulate(emulate::Args),
     /// Shows or checks the effective configuration, or prints its schema.
     Config(config::Args),
     /// Looks into the store of a daemon that is stopped, or has its input read again.
@@ -228,6 +231,7 @@ pub fn run() -> ExitCode {
         Command::Change(args) => change::run(&args),
         Command::Digest(args) => digest::run(&args),
         Command::Tail(args) => tail::run(&args),
+        Command::Emulate(args) => emulate::run(&args),
         Command::Config(args) => config::run(args),
         Command::Store(args) => store::run(args),
         Command::Completions(args) => completions::run(&args),

@@ -27,7 +27,7 @@ use crate::core::ids::UserId;
 use crate::domains::Command;
 
 /// Messages that a client command holds before it reads them.
-const SUBSCRIPTION_CAPACITY: usize = 65_536;
+pub(super) const SUBSCRIPTION_CAPACITY: usize = 65_536;
 /// How long a digest is waited for once the daemon has committed its request. It is published at once, so this is
 /// far longer than it takes; a daemon that owes thousands of digests may take longer.
 const DIGEST_WITHIN: Duration = Duration::from_secs(1);
@@ -44,6 +44,14 @@ impl From<BusError> for Failure {
 
 /// Connects to the server that is named, else to that of the `up` that runs in this folder.
 pub(super) async fn connect(args: &ClientArgs) -> Result<Connection, Failure> {
+    connect_with(args, SUBSCRIPTION_CAPACITY).await
+}
+
+/// The same, where each subscription holds so many messages before they are read.
+pub(super) async fn connect_with(
+    args: &ClientArgs,
+    capacity: usize,
+) -> Result<Connection, Failure> {
     let mut sources = args.config.clone().into_sources();
     let named = args.url.as_ref().map(|url| format!("nats.url={url}"));
     sources.sets.extend(named);
@@ -55,13 +63,17 @@ pub(super) async fn connect(args: &ClientArgs) -> Result<Connection, Failure> {
         sources.sets.push(format!("nats.url={url}"));
         loaded = Config::load(&sources)?;
     }
-    connect_to(&loaded.config.nats, args.timeout).await
+    connect_to(&loaded.config.nats, args.timeout, capacity).await
 }
 
 /// Connects to the server that the configuration names.
-pub(super) async fn connect_to(nats: &Nats, limit: Duration) -> Result<Connection, Failure> {
+pub(super) async fn connect_to(
+    nats: &Nats,
+    limit: Duration,
+    capacity: usize,
+) -> Result<Connection, Failure> {
     let connector = Connector::new(login(nats), Handle::current());
-    let connecting = connector.connect_within(limit, "client", SUBSCRIPTION_CAPACITY);
+    let connecting = connector.connect_within(limit, "client", capacity);
     Ok(connecting.await?)
 }
 

@@ -19,6 +19,7 @@ mod crash;
 mod demo;
 mod digest;
 mod documents;
+mod emulate;
 mod help;
 mod history;
 mod metrics;
