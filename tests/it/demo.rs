@@ -81,7 +81,7 @@ async fn the_demo_tells_a_day_and_the_same_at_the_next_start_and_stays_up() {
     let began = Instant::now();
     let first = story(&mut up);
     let took = began.elapsed();
-    assert!((5..20).contains(&took.as_secs()), "{took:?}");
+    assert!((5..60).contains(&took.as_secs()), "{took:?}");
     assert!(first.len() <= 25, "{first:#?}");
     for line in &first {
         assert!(line.chars().count() <= 100, "{line}");
