@@ -94,6 +94,7 @@ fn nats(reader: &mut Reader) -> Result<Nats, ConfigError> {
     let nats = Nats {
         url: reader.urls("nats.url")?,
         name: reader.required_text("nats.name", "a text without control characters")?,
+        inbox_prefix: inbox_prefix(reader)?,
         credentials_file: reader.readable_file("nats.credentials_file")?,
         user: reader.text("nats.user")?,
         password: reader.secret("nats.password", "nats.password_file")?,
@@ -142,6 +143,19 @@ fn nats(reader: &mut Reader) -> Result<Nats, ConfigError> {
         }
     }
     Ok(nats)
+}
+
+fn inbox_prefix(reader: &mut Reader) -> Result<String, ConfigError> {
+    let (key, allowed) = (
+        "nats.inbox_prefix",
+        "a subject without wildcards and spaces, such as _INBOX_tocsin",
+    );
+    let prefix = reader.required_text(key, allowed)?;
+    if values::is_plain_subject(&prefix) {
+        Ok(prefix)
+    } else {
+        Err(reader.refuse(key, allowed))
+    }
 }
 
 fn input(reader: &mut Reader) -> Result<Input, ConfigError> {
