@@ -23,6 +23,7 @@ mod metrics;
 mod notify;
 mod outage;
 mod owed;
+mod permissions;
 mod runtime;
 mod server;
 mod slow_link;
