@@ -30,4 +30,5 @@ mod slow_link;
 mod store_contract;
 mod store_faults;
 mod support;
+mod systemd;
 mod zombie;
