@@ -13,6 +13,7 @@ mod bus_contract;
 mod bus_core;
 mod bus_jetstream;
 mod cli;
+mod compose;
 mod config;
 mod connection;
 mod crash;
