@@ -1,6 +1,6 @@
 # make up     everything on this machine: the daemon, its store and a broker of its own
 # make static the program as one file without libraries, for containers and any Linux
-# make test   every test, against a real nats-server, a real systemd and the static program; as root
+# make test   every test, against a real nats-server, and a real systemd; as root
 # make lint   formatting, lints, documentation, and what the dependencies may be
 # make audit  known vulnerabilities of the dependencies (needs the network)
 # make doc    the documentation of the code
@@ -21,7 +21,7 @@ static:
 	.ci/tools musl
 	$(CARGO) build --release --locked --target $(STATIC_TARGET)
 
-test: tools static
+test: tools
 	.ci/tools systemd
 	.ci/tools compose
 	PATH="$(TOOLS):$$PATH" $(CARGO) test

@@ -165,7 +165,7 @@ impl Machine {
 }
 
 /// Whoever sees everything, with time for a loaded machine.
-const CLIENT: &str = "--url nats://observer:observer-secret@127.0.0.1:4222 --timeout 30s";
+const CLIENT: &str = "--config /etc/observer.toml --timeout 30s";
 
 impl Drop for Machine {
     fn drop(&mut self) {
@@ -227,6 +227,10 @@ fn the_unit_runs_locked_up_and_outlives_what_happens_to_it() {
             "[nats]\nuser = \"tocsin\"\ninbox_prefix = \"_INBOX_tocsin\"\n",
         ),
         ("etc/credstore/tocsin.nats.password", "daemon-secret\n"),
+        (
+            "etc/observer.toml",
+            "[nats]\nuser = \"observer\"\npassword = \"observer-secret\"\n",
+        ),
         (
             "etc/systemd/system/tocsin.service.d/test.conf",
             "[Service]\nWatchdogSec=5s\n",
