@@ -1,5 +1,6 @@
 # make up     everything on this machine: the daemon, its store and a broker of its own
-# make test   every test, against a real nats-server
+# make static the program as one file without libraries, for containers and any Linux
+# make test   every test, against a real nats-server, and a real systemd; as root
 # make lint   formatting, lints, documentation, and what the dependencies may be
 # make audit  known vulnerabilities of the dependencies (needs the network)
 # make doc    the documentation of the code
@@ -8,15 +9,22 @@
 CARGO ?= cargo
 # Where .ci/tools puts what is no crate; `cargo deny` is found in its bin.
 TOOLS := $(CURDIR)/target/tools
+STATIC_TARGET := $(shell uname -m)-unknown-linux-musl
 
-.PHONY: up test lint audit doc bench tools
+.PHONY: up static test lint audit doc bench tools
 
 up: tools
 	$(CARGO) build --release
 	PATH="$(TOOLS):$$PATH" target/release/tocsin up
 
+static:
+	.ci/tools musl
+	$(CARGO) build --release --locked --target $(STATIC_TARGET)
+
 test: tools
 	.ci/tools docs
+	.ci/tools systemd
+	.ci/tools compose
 	PATH="$(TOOLS):$$PATH" $(CARGO) test
 
 lint:

@@ -1,14 +1,15 @@
 //! Logging: one subscriber, set once, from section `log`.
 //!
-//! | `log.format` | on a terminal | elsewhere, and in a file |
-//! |---|---|---|
-//! | `auto` | text, in colour | JSON, one object a line |
-//! | `text` | text, in colour | text |
-//! | `json` | JSON | JSON |
+//! | `log.format` | on a terminal | to the journal | elsewhere, and in a file |
+//! |---|---|---|---|
+//! | `auto` | text, in colour | text | JSON, one object a line |
+//! | `text` | text, in colour | text | text |
+//! | `json` | JSON | JSON | JSON |
 //!
-//! Lines go to standard error, or to the end of `log.file`. `NO_COLOR` is heeded. Standard output is left
+//! Text for systemd's journal begins with its priority and has no time: the journal keeps both. Lines go to standard error, or to the end of `log.file`. `NO_COLOR` is heeded. Standard output is left
 //! to what commands print for reading.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
@@ -16,9 +17,13 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use tracing::subscriber::{SetGlobalDefaultError, set_global_default};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
+use tracing_subscriber::fmt::format::{Format, Full, Writer};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{Log, LogFormat};
 
@@ -54,26 +59,84 @@ pub fn init_logging(log: &Log) -> Result<(), LogError> {
             source,
         })
     });
-    let (writer, is_terminal) = match file.transpose()? {
-        Some(file) => (BoxMakeWriter::new(Arc::new(file)), false),
-        None => (BoxMakeWriter::new(io::stderr), io::stderr().is_terminal()),
+    let (writer, reader) = match file.transpose()? {
+        Some(file) => (BoxMakeWriter::new(Arc::new(file)), Reader::Program),
+        None => (BoxMakeWriter::new(io::stderr), Reader::of_stderr()),
     };
-    let has_colour = is_terminal && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
+    let has_colour =
+        reader == Reader::Person && std::env::var_os("NO_COLOR").is_none_or(|set| set.is_empty());
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(writer)
         .with_ansi(has_colour);
-    if is_json(log.format, is_terminal) {
+    if is_json(log.format, reader) {
         set_global_default(lines.json().flatten_event(true).finish())?;
+    } else if reader == Reader::Journal {
+        let text = tracing_subscriber::fmt::format().without_time();
+        set_global_default(lines.event_format(ForJournal(text)).finish())?;
     } else {
         set_global_default(lines.finish())?;
     }
     Ok(())
 }
 
-fn is_json(format: LogFormat, is_terminal: bool) -> bool {
+/// Who reads the lines.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Reader {
+    /// At a terminal.
+    Person,
+    /// systemd's journal.
+    Journal,
+    /// Whatever else.
+    Program,
+}
+
+impl Reader {
+    fn of_stderr() -> Self {
+        let journal = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+        if io::stderr().is_terminal() {
+            Self::Person
+        } else if rustix::fs::fstat(io::stderr()).is_ok_and(|it| journal == stream_name(&it)) {
+            Self::Journal
+        } else {
+            Self::Program
+        }
+    }
+}
+
+/// A stream as `JOURNAL_STREAM` names it.
+fn stream_name(stat: &rustix::fs::Stat) -> String {
+    format!("{}:{}", stat.st_dev, stat.st_ino)
+}
+
+/// Text behind the priority that systemd takes from the beginning of a line.
+struct ForJournal(Format<Full, ()>);
+
+impl<S, N> FormatEvent<S, N> for ForJournal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        self.0.format_event(context, writer, event)
+    }
+}
+
+fn is_json(format: LogFormat, reader: Reader) -> bool {
     match format {
-        LogFormat::Auto => !is_terminal,
+        LogFormat::Auto => reader == Reader::Program,
         LogFormat::Text => false,
         LogFormat::Json => true,
     }
@@ -91,10 +154,11 @@ mod tests {
 
     #[test]
     fn lines_are_json_where_no_one_reads_along() {
-        assert!(is_json(LogFormat::Auto, false));
-        assert!(!is_json(LogFormat::Auto, true));
-        assert!(is_json(LogFormat::Json, true));
-        assert!(!is_json(LogFormat::Text, false));
+        assert!(is_json(LogFormat::Auto, Reader::Program));
+        assert!(!is_json(LogFormat::Auto, Reader::Journal));
+        assert!(!is_json(LogFormat::Auto, Reader::Person));
+        assert!(is_json(LogFormat::Json, Reader::Person));
+        assert!(!is_json(LogFormat::Text, Reader::Program));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub fn login(nats: &Nats) -> Settings {
     Settings {
         urls: nats.url.expose().to_vec(),
         name: nats.name.clone(),
+        inbox_prefix: Some(nats.inbox_prefix.clone()),
         credentials_file: nats.credentials_file.clone(),
         user: nats.user.clone(),
         password: nats

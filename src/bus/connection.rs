@@ -11,6 +11,7 @@
 //! burst of messages fills its buffers before anything is read from them, and the rest is dropped.
 //! Nothing here knows a stream or an alarm.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_DELAY: Duration = Duration::from_secs(2);
 /// How often the state is compared with the client's own: events may be dropped when there are many.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(250);
+/// How many refusals are remembered, so that each is said once.
+const MAX_SAID: usize = 256;
 /// The oldest server on which everything works.
 const FULL_SUPPORT: (u32, u32, u32) = (2, 10, 8);
 
@@ -45,6 +48,8 @@ pub struct Settings {
     pub urls: Vec<String>,
     /// The name that the broker shows for us; each connection appends its role.
     pub name: String,
+    /// What the subjects begin with on which we are answered; `_INBOX` where none is given.
+    pub inbox_prefix: Option<String>,
     /// A credentials file: a token signed by an account, and the key to prove it.
     pub credentials_file: Option<PathBuf>,
     /// A user's name.
@@ -67,6 +72,7 @@ impl fmt::Debug for Settings {
         f.debug_struct("Settings")
             .field("urls", &shown_urls(&self.urls))
             .field("name", &self.name)
+            .field("inbox_prefix", &self.inbox_prefix)
             .field("credentials_file", &self.credentials_file)
             .field("user", &self.user)
             .field("password", &hidden(&self.password))
@@ -94,12 +100,39 @@ pub enum State {
 }
 
 /// What the broker did not let us do.
-#[derive(Clone, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Violation {
     /// Publish to this subject.
     Publish(String),
     /// Subscribe to this subject.
     Subscribe(String),
+}
+
+impl Violation {
+    /// The same with a `*` for each token that we drew at random: what is to be granted.
+    fn to_grant(&self) -> Self {
+        // Inboxes and consumers are named with as many random characters; no subject of ours is so long.
+        let is_random = |token: &str| token.len() >= 20;
+        let general = |subject: &str| {
+            let tokens = subject
+                .split('.')
+                .map(|token| if is_random(token) { "*" } else { token });
+            tokens.collect::<Vec<_>>().join(".")
+        };
+        match self {
+            Self::Publish(subject) => Self::Publish(general(subject)),
+            Self::Subscribe(subject) => Self::Subscribe(general(subject)),
+        }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Publish(subject) => write!(f, "our user may not publish to {subject}"),
+            Self::Subscribe(subject) => write!(f, "our user may not subscribe to {subject}"),
+        }
+    }
 }
 
 /// Makes connections, all with the same settings.
@@ -296,6 +329,9 @@ impl Settings {
             .name(format!("{} {role}", self.name))
             .ping_interval(PING_INTERVAL)
             .reconnect_delay_callback(delay);
+        if let Some(prefix) = &self.inbox_prefix {
+            options = options.custom_inbox_prefix(prefix);
+        }
         if let Some(file) = &self.credentials_file {
             let text = read_file("nats.credentials_file", file)?;
             options = options.credentials(&text).map_err(|error| {
@@ -470,7 +506,7 @@ impl Connection {
             state: state_in,
             violations: violations.clone(),
             last_error: None,
-            said: None,
+            said: HashSet::new(),
         };
         let watcher = AbortOnDropHandle::new(runtime.spawn(watcher.run(events)));
         Self {
@@ -547,7 +583,8 @@ struct Watcher {
     state: watch::Sender<State>,
     violations: broadcast::Sender<Violation>,
     last_error: Option<String>,
-    said: Option<String>,
+    /// The refusals over this connection that the log knows of.
+    said: HashSet<Violation>,
 }
 
 impl Watcher {
@@ -592,9 +629,16 @@ impl Watcher {
             self.last_error = Some(text);
             return;
         };
-        if self.said.as_ref() != Some(&text) {
-            error!(role = self.role, error = %text, "the broker does not let us; grant it to our user");
-            self.said = Some(text);
+        if self.said.len() >= MAX_SAID {
+            self.said.clear();
+        }
+        let to_grant = violation.to_grant();
+        if !self.said.contains(&to_grant) {
+            error!(
+                role = self.role,
+                "{to_grant}; grant it, as config/nats.conf does"
+            );
+            self.said.insert(to_grant);
         }
         // Nobody may be listening.
         drop(self.violations.send(violation));
@@ -623,6 +667,7 @@ impl Watcher {
         });
         if is_new {
             self.last_error = None;
+            self.said.clear();
             info!(role = self.role, epoch, "connected to NATS again");
         }
     }
@@ -701,6 +746,20 @@ mod tests {
             Some(Violation::Subscribe("a.*".to_owned()))
         );
         assert_eq!(read_violation("Stale Connection"), None);
+    }
+
+    #[test]
+    fn what_is_to_be_granted_has_no_random_token() {
+        let inbox = Violation::Subscribe("_INBOX_tocsin.5vBPjX8pMEQkRzVnG6wqKC.*".to_owned());
+        assert_eq!(
+            inbox.to_grant().to_string(),
+            "our user may not subscribe to _INBOX_tocsin.*.*"
+        );
+        let create = "$JS.API.CONSUMER.CREATE.TOCSIN_DEAD_LETTER.tocsin-0123456789abcdef";
+        assert_eq!(
+            Violation::Publish(create.to_owned()).to_grant().to_string(),
+            "our user may not publish to $JS.API.CONSUMER.CREATE.TOCSIN_DEAD_LETTER.*"
+        );
     }
 
     #[test]

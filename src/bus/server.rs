@@ -34,7 +34,7 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 /// How many ports are tried from the first.
 const NUM_PORTS: u16 = 100;
 /// How to get the program where none is found.
-const HOW_TO_GET: &str = "type `GOBIN=$PWD/target/tools go install github.com/nats-io/nats-server/v2@v2.14.5`, or set TOCSIN_NATS_SERVER to where it is";
+const HOW_TO_GET: &str = "type `make tools` in the sources, or take a release from https://github.com/nats-io/nats-server/releases or your system's package nats-server, 2.10.8 or newer, and put it into PATH or set TOCSIN_NATS_SERVER to where it is";
 
 /// Why there is no nats-server.
 #[derive(Debug, Error)]

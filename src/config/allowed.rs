@@ -9,6 +9,8 @@ use super::values::{DURATION_UNITS, SIZE_UNITS, Units, servers_pattern};
 
 /// The characters of any text.
 const PRINTABLE_PATTERN: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
+/// A subject of NATS without wildcards and spaces.
+const SUBJECT_PATTERN: &str = r"^[^\s.*>]+(\.[^\s.*>]+)*$";
 /// What may stand in `input.start`: two words, or an instant as `Timestamp::parse` reads it.
 const START_PATTERN: &str = r"^(first|new|[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2}))$";
 
@@ -25,6 +27,8 @@ pub enum Allowed {
     Secret,
     /// Addresses of NATS servers, with commas between them.
     Servers,
+    /// A subject that means one subject.
+    Subject,
     /// A whole number.
     Count(RangeInclusive<usize>),
     /// Milliseconds, written with a unit.
@@ -54,6 +58,7 @@ impl Allowed {
                 fields([text(), ("minLength", 1.into()), pattern(PRINTABLE_PATTERN)])
             }
             Self::Servers => fields([text(), pattern(&servers_pattern())]),
+            Self::Subject => fields([text(), pattern(SUBJECT_PATTERN)]),
             Self::Count(range) => fields([
                 ("type", "integer".into()),
                 ("minimum", (*range.start()).into()),
@@ -82,6 +87,9 @@ impl fmt::Display for Allowed {
             Self::File => f.write_str("the path of a file that can be read"),
             Self::Servers => {
                 f.write_str("nats://host:port or tls://host:port, several with commas between them")
+            }
+            Self::Subject => {
+                f.write_str("a subject without wildcards and spaces, such as _INBOX_tocsin")
             }
             Self::Count(range) => {
                 write!(

@@ -224,6 +224,13 @@ impl Reader {
         Ok(urls)
     }
 
+    /// A subject that means one subject.
+    pub(super) fn subject(&mut self, key: &'static str) -> Result<String, ConfigError> {
+        let text = self.printable(key, Allowed::Subject)?;
+        text.filter(|subject| values::is_plain_subject(subject))
+            .ok_or_else(|| self.refuse(key, &Allowed::Subject.to_string()))
+    }
+
     /// Where reading begins.
     pub(super) fn start(&mut self, key: &'static str) -> Result<InputStart, ConfigError> {
         let text = self.printable(key, Allowed::Start)?.unwrap_or_default();

@@ -133,6 +133,7 @@ fn nats(reader: &mut Reader) -> Result<Nats, ConfigError> {
     let nats = Nats {
         url: reader.urls("nats.url")?,
         name: reader.required_text("nats.name", "a text without control characters")?,
+        inbox_prefix: reader.subject("nats.inbox_prefix")?,
         credentials_file: reader.readable_file("nats.credentials_file")?,
         user: reader.text("nats.user")?,
         password: reader.secret("nats.password", "nats.password_file")?,

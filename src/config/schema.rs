@@ -34,6 +34,7 @@ impl Config {
                 allowed @ (Allowed::Required(_)
                 | Allowed::File
                 | Allowed::Servers
+                | Allowed::Subject
                 | Allowed::Count(_)
                 | Allowed::Duration(_)
                 | Allowed::Size(_)

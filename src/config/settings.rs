@@ -44,6 +44,8 @@ pub struct Nats {
     pub url: ServerUrls,
     /// The connection's name.
     pub name: String,
+    /// What the subjects begin with on which the broker answers.
+    pub inbox_prefix: String,
     /// JWT and seed.
     pub credentials_file: Option<PathBuf>,
     /// The user; set if and only if `password` is.

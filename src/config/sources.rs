@@ -4,8 +4,9 @@
 //! |---|---|
 //! | 1 | the compiled-in `config/default.toml` |
 //! | 2 | one file: `--config`, else `TOCSIN_CONFIG`, else `/etc/tocsin/tocsin.{toml,yaml,json}` |
-//! | 3 | the environment: `TOCSIN__SECTION__KEY` |
-//! | 4 | `--set section.key=value` |
+//! | 3 | what systemd's `LoadCredential=` left in `$CREDENTIALS_DIRECTORY`: `nats.password` for `nats.password_file` |
+//! | 4 | the environment: `TOCSIN__SECTION__KEY` |
+//! | 5 | `--set section.key=value` |
 //!
 //! The defaults are the list of known keys; any other key is refused here. What a value means is not
 //! looked at.
@@ -25,6 +26,10 @@ use super::{ConfigError, DEFAULTS};
 
 const ENV_PREFIX: &str = "TOCSIN__";
 const ENV_CONFIG: &str = "TOCSIN_CONFIG";
+/// Where systemd puts the credentials of a service.
+const ENV_CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+/// Ends the keys that name a file.
+const FILE_SUFFIX: &str = "_file";
 const SYSTEM_FOLDER: &str = "/etc/tocsin";
 /// Where an editor looks for the schema of a file; no setting.
 pub(super) const SCHEMA_KEY: &str = "$schema";
@@ -40,6 +45,11 @@ pub enum Origin {
         path: PathBuf,
         /// The line, where only one can be meant.
         line: Option<usize>,
+    },
+    /// A credential of the service manager.
+    Credential {
+        /// Its name.
+        name: String,
     },
     /// An environment variable.
     Environment {
@@ -58,6 +68,7 @@ impl fmt::Display for Origin {
                 write!(f, "{}", path.display())?;
                 line.map_or(Ok(()), |line| write!(f, ":{line}"))
             }
+            Self::Credential { name } => write!(f, "credential {name}"),
             Self::Environment { name } => write!(f, "environment variable {name}"),
             Self::Set => f.write_str("--set"),
         }
@@ -139,6 +150,7 @@ impl Sources {
         if let Some(file) = &file {
             values.lay_file(&file.path)?;
         }
+        values.lay_credentials(&self.env)?;
         values.lay_environment(&self.env)?;
         values.lay_sets(&self.sets)?;
         Ok((values, file))
@@ -225,6 +237,27 @@ impl Values {
             let line = file::line_of(&text, &key);
             let path = path.to_owned();
             self.lay(&key, scalar, Origin::File { path, line })?;
+        }
+        Ok(())
+    }
+
+    /// A credential with the name of a key that names a file, less `_file`, is that file. Others are left to whoever
+    /// named them.
+    fn lay_credentials(&mut self, env: &[(OsString, OsString)]) -> Result<(), ConfigError> {
+        let folder = env.iter().find(|(name, _)| name == ENV_CREDENTIALS);
+        let Some(folder) = folder.and_then(|(_, folder)| folder.to_str()) else {
+            return Ok(());
+        };
+        let keys: Vec<_> = self.0.keys().cloned().collect();
+        for key in keys {
+            let Some(name) = key.strip_suffix(FILE_SUFFIX) else {
+                continue;
+            };
+            let path = format!("{folder}/{name}");
+            if Path::new(&path).exists() {
+                let name = name.to_owned();
+                self.lay(&key, Scalar::Text(path), Origin::Credential { name })?;
+            }
         }
         Ok(())
     }
@@ -340,7 +373,7 @@ impl Values {
             Origin::Environment { .. } => {
                 format!("the nearest one is {nearest}: {}", env_name(nearest))
             }
-            Origin::Default | Origin::File { .. } | Origin::Set => {
+            Origin::Default | Origin::File { .. } | Origin::Credential { .. } | Origin::Set => {
                 format!("the nearest one is {nearest}")
             }
         }

@@ -158,6 +158,14 @@ pub(super) fn servers_pattern() -> String {
     format!("^{server}(,{server})*$")
 }
 
+/// Whether a text is a subject that means one subject.
+pub(super) fn is_plain_subject(subject: &str) -> bool {
+    let is_bad = |c: char| c.is_whitespace() || c == '*' || c == '>';
+    subject
+        .split('.')
+        .all(|token| !token.is_empty() && !token.contains(is_bad))
+}
+
 /// Whether a text can be one server's address.
 pub(super) fn is_server_url(url: &str) -> bool {
     let rest = match url.split_once("://") {
@@ -283,6 +291,16 @@ mod tests {
             "nats://[::1]4222",
         ] {
             assert!(!is_server_url(url), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_plain_subject_has_no_wildcard_and_no_empty_token() {
+        for subject in ["_INBOX", "_INBOX_tocsin", "a.b-c"] {
+            assert!(is_plain_subject(subject), "{subject}");
+        }
+        for subject in ["", ".", "a.", ".a", "a..b", "a b", "a.*", "a.>", "a*"] {
+            assert!(!is_plain_subject(subject), "{subject}");
         }
     }
 

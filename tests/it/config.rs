@@ -642,6 +642,16 @@ fn a_value_that_its_key_does_not_allow_is_refused_with_what_it_allows() {
             "must be a text without control characters",
         ),
         (
+            "nats.inbox_prefix=_INBOX.>",
+            "\"_INBOX.>\"",
+            "must be a subject without wildcards and spaces, such as _INBOX_tocsin",
+        ),
+        (
+            "nats.inbox_prefix=",
+            "empty",
+            "must be a subject without wildcards and spaces, such as _INBOX_tocsin",
+        ),
+        (
             "nats.name=a\nb",
             "\"a\\nb\"",
             "must be a text without control characters",
@@ -835,6 +845,36 @@ fn a_secret_comes_from_its_key_or_its_file_and_is_never_shown() {
         number.error(),
         "nats.token is set (~/t.yaml:2); must be a text; put it in quotes"
     );
+}
+
+#[test]
+fn a_credential_of_the_service_manager_is_the_file_of_its_key() {
+    let place = Place::new();
+    let path = place.write("credentials/nats.password", "hunter2\n");
+    place.write("credentials/of-somebody-else", "");
+    let folder = path.parent().unwrap().to_owned();
+    let place = place
+        .file(
+            "t.toml",
+            "nats.user = 'u'\nnats.password_file = '/nowhere'\n",
+        )
+        .env("CREDENTIALS_DIRECTORY", folder.clone());
+    let loaded = place.load();
+    assert_eq!(loaded.config.nats.password.unwrap().expose(), "hunter2");
+    let setting = loaded.settings.iter();
+    let mut setting = setting.filter(|setting| setting.key == "nats.password_file");
+    let origin = setting.next().unwrap().origin.to_string();
+    assert_eq!(origin, "credential nats.password");
+    let other = place.write("other", "hunter3");
+    let place = place.env("TOCSIN__NATS__PASSWORD_FILE", other);
+    assert_eq!(
+        place.load().config.nats.password.unwrap().expose(),
+        "hunter3"
+    );
+
+    fs::remove_file(path).unwrap();
+    let none = Place::new().env("CREDENTIALS_DIRECTORY", folder);
+    assert_eq!(none.load().config.nats.password, None);
 }
 
 #[test]

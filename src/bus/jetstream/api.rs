@@ -17,8 +17,10 @@ use async_nats::jetstream::stream::RawMessageErrorKind;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use thiserror::Error;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
 
-use crate::bus::connection::Connection;
+use crate::bus::connection::{Connection, Violation};
 use crate::core::ids::placement_hash;
 use crate::core::time::Timestamp;
 
@@ -194,8 +196,12 @@ impl Api {
             .payload(body.into())
             .timeout(Some(ANSWER_WITHIN));
         let subject = format!("$JS.API.{what}");
+        let mut violations = self.connection.violations();
         let client = self.connection.client();
-        let answer = client.send_request(subject, request).await;
+        let answer = tokio::select! {
+            answer = client.send_request(subject.clone(), request) => answer,
+            refused = refusal(&mut violations, subject) => return Err(no_answer(refused)),
+        };
         let answer = answer.map_err(|error| no_answer(format!("{what}: {error}")))?;
         if let Ok(Failure { error }) = serde_json::from_slice(&answer.payload) {
             // A request that is not understood has no number of its own.
@@ -260,6 +266,19 @@ impl Api {
         jetstream::ContextBuilder::new()
             .timeout(ANSWER_WITHIN)
             .build(self.connection.client().clone())
+    }
+}
+
+/// Resolves when we are told that we may not publish to the subject; a refusal that is missed is an answer that
+/// does not come.
+async fn refusal(violations: &mut broadcast::Receiver<Violation>, subject: String) -> Violation {
+    let ours = Violation::Publish(subject);
+    loop {
+        match violations.recv().await {
+            Ok(violation) if violation == ours => return ours,
+            Ok(_) | Err(RecvError::Lagged(_)) => {}
+            Err(RecvError::Closed) => std::future::pending().await,
+        }
     }
 }
 

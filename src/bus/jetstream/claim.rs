@@ -19,6 +19,7 @@ use async_nats::HeaderMap;
 use async_nats::client::Request;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use rustix::system::uname;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
@@ -71,14 +72,15 @@ struct Owner {
 
 impl Owner {
     fn this_process(store: StoreId) -> Self {
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        // Not from /proc: a sandbox may hide it.
+        let host = uname().nodename().to_string_lossy().into_owned();
         Self {
             store: store.to_string(),
             instance: format!(
                 "{:016x}",
                 getrandom::u64().expect("the system has random bytes")
             ),
-            host: host.trim().to_owned(),
+            host,
             pid: std::process::id(),
             is_given_back: false,
         }

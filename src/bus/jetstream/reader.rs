@@ -504,7 +504,7 @@ const MAX_INBOX_BYTES: usize = 256;
 /// publish on subjects that it may not.
 fn reply_to(headers: &HeaderMap) -> Option<Box<str>> {
     let inbox = headers.get(REPLY_TO_HEADER)?.as_str();
-    let is_inbox = inbox.starts_with("_INBOX.")
+    let is_inbox = (inbox.starts_with("_INBOX.") || inbox.starts_with("_INBOX_"))
         && inbox.len() <= MAX_INBOX_BYTES
         && inbox
             .bytes()

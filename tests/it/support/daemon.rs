@@ -146,6 +146,23 @@ impl Daemon {
         self.heard.drain(..=at).collect()
     }
 
+    /// Whether the service manager was told a line that begins so by now.
+    pub(crate) fn has_told(&mut self, begin: &str) -> bool {
+        self.hear(Duration::from_millis(1));
+        self.heard.iter().any(|line| line.starts_with(begin))
+    }
+
+    fn hear(&mut self, within: Duration) {
+        self.notices
+            .set_read_timeout(Some(within))
+            .expect("a time-out");
+        let mut buffer = [0; 4096];
+        if let Ok(len) = self.notices.recv(&mut buffer) {
+            let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+            self.heard.extend(text.lines().map(str::to_owned));
+        }
+    }
+
     fn listen_for(&mut self, begin: &str) -> usize {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -163,14 +180,7 @@ impl Daemon {
                 "no {begin} in time:\n{}",
                 read_log(&self.log)
             );
-            self.notices
-                .set_read_timeout(Some(Duration::from_millis(200)))
-                .expect("a time-out");
-            let mut buffer = [0; 4096];
-            if let Ok(len) = self.notices.recv(&mut buffer) {
-                let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
-                self.heard.extend(text.lines().map(str::to_owned));
-            }
+            self.hear(Duration::from_millis(200));
         }
     }
 
