@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `messages` | the three JSON messages, written and read once more |
 //! | `oracle` | what a user's alarms are, and which digest a request must get |
+//! | `verify` | whether a running service keeps every rule |
 //!
 //! It is written from the specification alone. Of the rest of the program it uses the subjects' names and the
 //! connection to NATS, and neither the domain nor the code that reads and writes its messages: a mistake there
@@ -11,3 +12,4 @@
 
 pub mod messages;
 pub mod oracle;
+pub mod verify;

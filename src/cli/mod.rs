@@ -3,7 +3,7 @@
 //! | status | [`Exit`] |
 //! |---|---|
 //! | 0 | well |
-//! | 1 | a message was refused, or not committed in time |
+//! | 1 | a message was refused or not committed in time, or a check failed |
 //! | 2 | usage, configuration, or a store that cannot be used |
 //! | 3 | the broker cannot be reached |
 //! | 70 | a defect |
@@ -21,6 +21,7 @@ mod oneshot;
 pub mod serve;
 pub mod style;
 pub mod up;
+pub mod verify;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -42,7 +43,7 @@ use crate::telemetry::LogError;
 pub const EXIT_STATUSES: &str = "\
 Exit status:
   0   well
-  1   a message was refused, or not committed in time
+  1   a message was refused or not committed in time, or a check failed
   2   usage, configuration, or a store that cannot be used
   3   the broker cannot be reached
   70  a defect of tocsin
@@ -54,7 +55,7 @@ Exit status:
 pub enum Exit {
     /// Well.
     Well = 0,
-    /// A message was refused, or not committed in time.
+    /// A message was refused or not committed in time, or a check failed.
     NotTaken = 1,
     /// Usage, configuration, or a store that cannot be used.
     Unusable = 2,
@@ -157,6 +158,8 @@ enum Command {
     Change(change::Args),
     /// Asks for a user's digest and prints it.
     Digest(digest::Args),
+    /// Checks whether any running digest service does what the specification says.
+    Verify(verify::Args),
     /// Shows or checks the effective configuration.
     Config(config::Args),
     /// Becomes nats-server, for `up`.
@@ -177,6 +180,7 @@ pub fn run() -> ExitCode {
         Command::Serve(args) => serve::run(args),
         Command::Change(args) => change::run(&args),
         Command::Digest(args) => digest::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Config(args) => config::run(args),
         Command::NatsServer(args) => Err(nats_server::run(args)),
     };
