@@ -29,4 +29,5 @@ mod slow_link;
 mod store_contract;
 mod store_faults;
 mod support;
+mod verify;
 mod zombie;
