@@ -454,7 +454,7 @@ fn shown_urls(urls: &[String]) -> String {
 }
 
 /// An address without the user and password that may be in it.
-fn shown_url(url: &str) -> String {
+pub(crate) fn shown_url(url: &str) -> String {
     let (scheme, rest) = url
         .split_once("://")
         .map_or(("", url), |(scheme, rest)| (scheme, rest));

@@ -133,6 +133,8 @@ pub struct Digest {
     pub entries: Vec<Entry<String>>,
     /// Whether its bytes are those that [`digest()`] writes.
     pub is_exact: bool,
+    /// Whether its times are printed as [`digest()`] prints them.
+    pub has_exact_times: bool,
 }
 
 impl Digest {
@@ -152,11 +154,16 @@ impl Digest {
             None => return Err(format!("ActiveAlarms is no list: {list}")),
         };
         let entries: Vec<_> = alarms.iter().map(read_entry).collect::<Result<_, _>>()?;
+        let is_time_exact = |(json, entry): (&Value, &Entry<String>)| {
+            text(json, "LatestChangedAt").is_ok_and(|text| text == entry.at.to_string())
+        };
+        let has_exact_times = alarms.iter().zip(&entries).all(is_time_exact);
         let is_exact = digest(&user, &entries).as_bytes() == payload;
         Ok(Self {
             user,
             entries,
             is_exact,
+            has_exact_times,
         })
     }
 }
@@ -202,7 +209,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read_and_known_to_be_exact() {
         let read = Digest::read(DIGEST.as_bytes()).unwrap();
-        assert!(read.is_exact);
+        assert!(read.is_exact && read.has_exact_times);
         assert_eq!(read.user, "ann \"a\"");
         assert_eq!(read.entries[0].at, Instant(1_767_225_600_050_000_000));
         assert_eq!(digest(&read.user, &read.entries), DIGEST);
@@ -218,6 +225,7 @@ mod tests {
             let read = Digest::read(other.as_bytes()).unwrap();
             assert!(!read.is_exact, "{other}");
             assert_eq!(read.entries.len(), 1);
+            assert_eq!(read.has_exact_times, !other.contains("00.050Z"), "{other}");
         }
         let empty = Digest::read(b"{\"UserID\":\"ann\",\"ActiveAlarms\":null}").unwrap();
         assert_eq!((empty.entries.len(), empty.is_exact), (0, false));

@@ -6,6 +6,7 @@
 //! | `emulate` | a run of realistic traffic, judged |
 //! | `oracle` | what a user's alarms are, and which digest a request must get |
 //! | `traffic` | realistic messages from a seed, pure |
+//! | `verify` | whether a running service keeps every rule |
 //!
 //! It is written from the specification alone. Of the rest of the program it uses the subjects' names and the
 //! connection to NATS, and neither the domain nor the code that reads and writes its messages: a mistake there
@@ -15,3 +16,4 @@ pub mod emulate;
 pub mod messages;
 pub mod oracle;
 pub mod traffic;
+pub mod verify;

@@ -29,6 +29,7 @@ pub mod store;
 pub mod style;
 pub mod tail;
 pub mod up;
+pub mod verify;
 
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
@@ -196,6 +197,8 @@ enum Command {
     Digest(digest::Args),
     /// Prints digests as they come.
     Tail(tail::Args),
+    /// Checks whether any running digest service does what the specification says.
+    Verify(verify::Args),
     /// Publishes realistic traffic; with --check it proves every digest.
     Emulate(emulate::Args),
     /// Shows or checks the effective configuration, or prints its schema.
@@ -231,6 +234,7 @@ pub fn run() -> ExitCode {
         Command::Change(args) => change::run(&args),
         Command::Digest(args) => digest::run(&args),
         Command::Tail(args) => tail::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Emulate(args) => emulate::run(&args),
         Command::Config(args) => config::run(args),
         Command::Store(args) => store::run(args),

@@ -39,4 +39,5 @@ mod store_faults;
 mod support;
 mod systemd;
 mod tail;
+mod verify;
 mod zombie;

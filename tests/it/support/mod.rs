@@ -4,6 +4,7 @@ pub(crate) mod daemon;
 pub(crate) mod judge;
 pub(crate) mod nats;
 pub(crate) mod program;
+pub(crate) mod toy;
 pub(crate) mod traffic;
 
 use std::time::Duration;
