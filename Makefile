@@ -1,27 +1,33 @@
 # make up     everything on this machine: the daemon, its store and a broker of its own
+# make demo   the same, and a small fleet's day in ten seconds
 # make static the program as one file without libraries, for containers and any Linux
 # make test   every test, against a real nats-server, and a real systemd; as root
 # make lint   formatting, lints, documentation, and what the dependencies may be
 # make audit  known vulnerabilities of the dependencies (needs the network)
 # make doc    the documentation of the code
 # make bench  the benchmarks
+# make pictures the terminal pictures of the README, drawn anew
 
 CARGO ?= cargo
 # Where .ci/tools puts what is no crate; `cargo deny` is found in its bin.
 TOOLS := $(CURDIR)/target/tools
 STATIC_TARGET := $(shell uname -m)-unknown-linux-musl
 
-.PHONY: up static test lint audit doc bench tools
+.PHONY: up demo static test lint audit doc bench pictures tools
 
 up: tools
 	$(CARGO) build --release
 	PATH="$(TOOLS):$$PATH" target/release/tocsin up
 
+demo: tools
+	$(CARGO) build --release
+	PATH="$(TOOLS):$$PATH" target/release/tocsin up --demo
+
 static:
 	.ci/tools musl
 	$(CARGO) build --release --locked --target $(STATIC_TARGET)
 
-test: tools
+test: tools static
 	.ci/tools docs
 	.ci/tools systemd
 	.ci/tools compose
@@ -43,6 +49,9 @@ doc:
 
 bench:
 	$(CARGO) bench
+
+pictures: tools
+	DRAW_PICTURES=1 PATH="$(TOOLS):$$PATH" $(CARGO) test --test it pictures::
 
 tools:
 	.ci/tools nats-server

@@ -34,7 +34,16 @@ fn shells() -> impl TypedValueParser<Value = Shell> {
 /// When standard output cannot be written.
 pub fn run(args: &Args) -> Result<Exit, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut command(), "tocsin", &mut script);
+    clap_complete::generate(args.shell, &mut shown(), "tocsin", &mut script);
     print(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Well)
+}
+
+/// The command line without what is hidden, which bash would offer.
+fn shown() -> clap::Command {
+    let command = command();
+    let below = command.get_subcommands().filter(|it| !it.is_hide_set());
+    clap::Command::new("tocsin")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommands(below.cloned().collect::<Vec<_>>())
 }

@@ -10,7 +10,8 @@ use super::values::{DURATION_UNITS, SIZE_UNITS, Units, servers_pattern};
 /// The characters of any text.
 const PRINTABLE_PATTERN: &str = r"^[^\u0000-\u001f\u007f-\u009f]*$";
 /// A subject of NATS without wildcards and spaces.
-const SUBJECT_PATTERN: &str = r"^[^\s.*>]+(\.[^\s.*>]+)*$";
+const SUBJECT_PATTERN: &str =
+    r"^[^\s.*>\u0000-\u001f\u007f-\u009f]+(\.[^\s.*>\u0000-\u001f\u007f-\u009f]+)*$";
 /// What may stand in `input.start`: two words, or an instant as `Timestamp::parse` reads it.
 const START_PATTERN: &str = r"^(first|new|[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2}))$";
 

@@ -352,6 +352,15 @@ impl Values {
         nearest.map_or("", String::as_str)
     }
 
+    /// The section that a misspelt one was to be.
+    fn nearest_section(&self, written: &str) -> Option<&str> {
+        const MAX_DISTANCE: usize = 2;
+        let sections = self.0.keys().filter_map(|known| known.split('.').next());
+        let far = |section: &&str| strsim::damerau_levenshtein(written, section);
+        let nearest = sections.min_by_key(far)?;
+        (far(&nearest) <= MAX_DISTANCE).then_some(nearest)
+    }
+
     fn is_section(&self, key: &str) -> bool {
         let section = format!("{key}.");
         self.0.keys().any(|known| known.starts_with(&section))
@@ -367,6 +376,9 @@ impl Values {
             .collect();
         if let Some(first) = inside.first() {
             return format!("it is a section, with keys such as {first}");
+        }
+        if let Some(section) = self.nearest_section(key) {
+            return format!("the nearest section is {section}");
         }
         let nearest = self.nearest(key);
         match origin {

@@ -468,7 +468,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     );
     assert_eq!(
         Place::new().file("t.toml", "[nat]").error(),
-        "unknown key nat (~/t.toml); the nearest one is nats.url"
+        "unknown key nat (~/t.toml); the nearest section is nats"
     );
     assert_eq!(
         Place::new().file("t.toml", "nats = 'localhost'").error(),

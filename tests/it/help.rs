@@ -147,7 +147,7 @@ fn wrong_usage_of_any_command_is_one_line_and_ends_with_2() {
     for (arguments, line) in [
         (
             &["config", "chek"][..],
-            "tocsin: unrecognized subcommand 'chek' tip: a similar subcommand exists: 'check'; see --help\n",
+            "tocsin: unrecognized subcommand 'chek' tip: some similar subcommands exist: 'schema', 'check'; see --help\n",
         ),
         (
             &["config", "print", "--confg=a"],

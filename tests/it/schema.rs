@@ -218,7 +218,7 @@ fn what_the_schema_cannot_know_is_this_and_the_program_refuses_it() {
         ("t.toml", "[shutdown]\ntimeout = '2h'"),
         ("t.toml", "[input]\nstream_max_bytes = '1KiB'"),
         // A day that no month has.
-        ("t.toml", "[input]\nstart = 2026-02-30T00:00:00Z"),
+        ("t.toml", "[input]\nstart = '2026-02-30T00:00:00Z'"),
         // Rules between two keys.
         ("t.toml", "[nats]\nuser = 'u'"),
         ("t.toml", "[nats]\nuser = 'u'\npassword = 'p'\ntoken = 't'"),

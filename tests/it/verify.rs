@@ -117,7 +117,7 @@ async fn checked(fault: Fault) -> Report {
     let _toy = Toy::start(connection.client().clone(), fault).await;
     let options = Options {
         seed: 1,
-        timeout: Duration::from_secs(2),
+        timeout: Duration::from_secs(5),
         rules: RULES.iter().collect(),
     };
     let own = nats.connect().await;

@@ -194,8 +194,10 @@ impl Claim for StreamClaim {
     fn held(&self) -> BoxFuture<'static, ()> {
         let mut held_until = self.held_until.clone();
         async move {
-            // The sender ends with the claim; nobody waits for one that was dropped.
-            held_until.wait_for(|until| now() < *until).await.ok();
+            if held_until.wait_for(|until| now() < *until).await.is_err() {
+                // The claim was given back: whoever waits for it would else ask again at once, and for ever.
+                std::future::pending().await
+            }
         }
         .boxed()
     }
