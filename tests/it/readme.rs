@@ -105,7 +105,7 @@ impl Clone {
             .args(["-euo", "pipefail", "-c", script])
             .current_dir(self.folder.path())
             .env("CARGO", "true")
-            .env("TOCSIN_NATS_SERVER", find_program().unwrap())
+            .env("TOCSIN_NATS_SERVER", fs::canonicalize(find_program().unwrap()).unwrap())
             .env(
                 "PATH",
                 format!("{}:{path}", self.path("target/release").display()),
