@@ -205,10 +205,15 @@ impl Connector {
             return connected;
         }
         let why = self.waiting.borrow().clone();
+        let why = why.unwrap_or_else(|| "no answer".to_owned());
+        let advice = if why.contains("authorization violation") {
+            "correct the login (nats.user and nats.password, or another way)"
+        } else {
+            "start it, or name another (nats.url)"
+        };
         Err(BusError::Unavailable(format!(
-            "failed to reach NATS at {} within {limit:?}: {}; start it, or name another (nats.url)",
+            "failed to reach NATS at {} within {limit:?}: {why}; {advice}",
             shown_urls(&self.settings.urls),
-            why.unwrap_or_else(|| "no answer".to_owned()),
         )))
     }
 
@@ -348,7 +353,7 @@ impl Settings {
             (None, None) => options = self.with_login_of_url(options),
             (Some(_), None) | (None, Some(_)) => {
                 return Err(BusError::Configuration(
-                    "nats.user and nats.password belong together; set both or neither".to_owned(),
+                    "nats.user and nats.password belong together; set both or neither (a credential of systemd is the daemon's alone)".to_owned(),
                 ));
             }
         }

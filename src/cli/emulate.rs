@@ -511,7 +511,7 @@ fn headline(summary: &Summary) -> String {
             grouped(summary.received.digests)
         ),
         Verdict::Wrong => format!("{CRITICAL}wrong{CRITICAL:#}: see below"),
-        Verdict::Unknown => format!("{WARNING}ended early{WARNING:#}: {why}"),
+        Verdict::Unknown => format!("{WARNING}nothing is proven{WARNING:#}: {why}"),
         Verdict::Unchecked => format!("{DIM}nothing was checked (--check){DIM:#}"),
     }
 }

@@ -5,7 +5,7 @@
 //! | 0 | well |
 //! | 1 | a message was refused or not committed in time, or a check failed |
 //! | 2 | usage, configuration, or a store that cannot be used |
-//! | 3 | the broker cannot be reached |
+//! | 3 | the broker cannot be reached, or nobody answers |
 //! | 70 | a defect |
 //! | 74 | a write or fsync failed |
 //!
@@ -53,7 +53,7 @@ Exit status:
   0   well
   1   a message was refused or not committed in time, or a check failed
   2   usage, configuration, or a store that cannot be used
-  3   the broker cannot be reached
+  3   the broker cannot be reached, or nobody answers
   70  a defect of tocsin
   74  a write or fsync failed";
 

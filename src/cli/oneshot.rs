@@ -12,14 +12,15 @@ use futures::future::Either;
 use futures::{FutureExt, StreamExt};
 use serde_json::Value;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::arguments::ClientArgs;
 use super::{Exit, Failure};
 use crate::app::broker::{claim_stream, login};
 use crate::app::up::URL_FILE;
 use crate::bus::BusError;
-use crate::bus::connection::{Connection, Connector};
+use crate::bus::connection::{Connection, Connector, Violation};
 use crate::bus::jetstream::{Holder, holder};
 use crate::bus::wire::{self, Joined, Joiner};
 use crate::config::{Config, Nats};
@@ -31,6 +32,11 @@ pub(super) const SUBSCRIPTION_CAPACITY: usize = 65_536;
 /// How long a digest is waited for once the daemon has committed its request. It is published at once, so this is
 /// far longer than it takes; a daemon that owes thousands of digests may take longer.
 const DIGEST_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long an echo is waited for.
+const ECHO_WITHIN: Duration = Duration::from_secs(1);
+/// How much later than an echo a refusal may be heard.
+const REFUSAL_GRACE: Duration = Duration::from_millis(20);
 
 impl From<BusError> for Failure {
     fn from(error: BusError) -> Self {
@@ -77,16 +83,57 @@ pub(super) async fn connect_to(
     Ok(connecting.await?)
 }
 
-/// Listens to a subject.
+/// Listens to a subject, once it is sure that the broker lets us.
+///
+/// # Errors
+/// When our user may not.
 pub(super) async fn subscribe(
     connection: &Connection,
     subject: &str,
 ) -> Result<Subscriber, Failure> {
+    let mut violations = connection.violations();
+    let subscriber = listen(connection, subject).await?;
+    // What the broker says of the subscription comes before an echo, or before the refusal of one.
+    let inbox = connection.client().new_inbox();
+    let mut echo = listen(connection, &inbox).await?;
+    let sent = connection.client().publish(inbox.clone(), Bytes::new());
+    sent.await.map_err(|error| unheard(subject, &error))?;
+    let refusal = async {
+        loop {
+            match violations.recv().await {
+                Ok(Violation::Subscribe(it)) if it == subject => return true,
+                Ok(Violation::Publish(it)) if it == inbox => return false,
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+    };
+    let echoed = async {
+        timeout(ECHO_WITHIN, echo.next()).await.ok();
+        // The client tells of refusals by another way than of messages.
+        sleep(REFUSAL_GRACE).await;
+    };
+    let is_refused = tokio::select! {
+        biased;
+        is_refused = refusal => is_refused,
+        () = echoed => false,
+    };
+    if is_refused {
+        let violation = Violation::Subscribe(subject.to_owned());
+        let line = format!("{violation}; grant it, as config/nats.conf does, or log in as another");
+        return Err(Failure::new(Exit::Unusable, &line));
+    }
+    Ok(subscriber)
+}
+
+async fn listen(connection: &Connection, subject: &str) -> Result<Subscriber, Failure> {
     let listening = connection.client().subscribe(subject.to_owned()).await;
-    listening.map_err(|error| {
-        let line = format!("failed to listen on {subject}: {error}");
-        Failure::new(Exit::Unreachable, &line)
-    })
+    listening.map_err(|error| unheard(subject, &error))
+}
+
+fn unheard(subject: &str, error: &dyn std::fmt::Display) -> Failure {
+    let line = format!("failed to listen on {subject}: {error}");
+    Failure::new(Exit::Unreachable, &line)
 }
 
 /// Who took a message.
@@ -183,7 +230,7 @@ pub(super) async fn ask(
     // One connection: the server knows of the subscriptions before it sees the request.
     let mut digests = subscribe(connection, wire::DIGEST).await?;
     let inbox = connection.client().new_inbox();
-    let mut answers = subscribe(connection, &inbox).await?;
+    let mut answers = listen(connection, &inbox).await?;
     let request = wire::encode_command(&Command::SendDigest { user: user.clone() });
     let subject = request.0;
     let taken = send(connection, request, Some(&inbox), limit).await?;

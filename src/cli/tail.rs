@@ -3,7 +3,7 @@
 //! | the server | where digests are read |
 //! |---|---|
 //! | has the stream `TOCSIN_OUT` | in it: from any place on, and without a gap while the broker is away |
-//! | has not | on the subject: what comes while we listen |
+//! | has not, or our user may not read it | on the subject: what comes while we listen |
 //!
 //! Beside each alarm stands what this tail has seen of it before, from the same user: nothing (`new`), another
 //! status (`was WARNING`), or the same (`again`: it had changed in between).
@@ -29,8 +29,8 @@ use super::{Exit, Failure, complain, help, oneshot, print, threads};
 use crate::app::AppError;
 use crate::bus::connection::{Connection, State};
 use crate::bus::jetstream::{FollowFrom, Followed, Follower};
-use crate::bus::wall_clock;
 use crate::bus::wire::{self, Joined, Joiner};
+use crate::bus::{BusError, wall_clock};
 use crate::core::ids::{Id, UserId};
 use crate::core::time::Timestamp;
 use crate::domains::alarms::{Digest, Status};
@@ -239,12 +239,17 @@ impl Source {
             (None, None) => FollowFrom::Now,
         };
         let opening = Follower::open(&connection, wire::OUTPUT_STREAM, place);
-        let follower = timeout(args.client.timeout, opening).await.map_err(|_| {
+        let opened = timeout(args.client.timeout, opening).await.map_err(|_| {
             let stream = wire::OUTPUT_STREAM;
             let limit = args.client.timeout;
             let line = format!("failed to look at stream {stream} within {limit:?}; try again");
             Failure::new(Exit::Unreachable, &line)
-        })??;
+        })?;
+        let follower = match opened {
+            // Who may not read the stream may still hear what comes.
+            Err(BusError::Configuration(_)) if place == FollowFrom::Now => None,
+            opened => opened?,
+        };
         let feed = match follower {
             Some(follower) => Feed::Stream(Box::new(follower)),
             None if place != FollowFrom::Now => {

@@ -23,17 +23,17 @@ const EXAMPLES: &str = "\
 #[derive(clap::Args, Clone, Debug)]
 #[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &Exit::ALL))]
 pub struct Args {
-    /// Checks every rule of the specification by name, after the smoke test.
+    /// Checks every rule of the digest by name, after the smoke test.
     #[arg(long)]
     pub full: bool,
-    /// Makes the random histories of an earlier run again [default: another one each time].
-    #[arg(long, value_name = "N", requires = "full")]
+    /// Makes the random histories of an earlier run again, with --full [default: others each time].
+    #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Checks only this rule; may be repeated.
-    #[arg(long = "rule", value_name = "NAME", requires = "full", value_parser = parse_rule)]
+    /// Checks only this rule, after the smoke test; may be repeated.
+    #[arg(long = "rule", value_name = "NAME", value_parser = parse_rule)]
     pub rules: Vec<&'static Rule>,
     /// Lists the rules, and checks nothing.
-    #[arg(long, conflicts_with = "full")]
+    #[arg(long, conflicts_with_all = ["full", "seed", "rules"])]
     pub list: bool,
     /// What every one-shot command has. `--timeout` is how long nothing may come while a digest is due.
     #[command(flatten)]
@@ -81,7 +81,9 @@ fn chosen(args: &Args) -> Vec<&'static Rule> {
     let is_chosen = |rule: &&Rule| {
         args.rules.is_empty() || args.rules.iter().any(|chosen| chosen.name == rule.name)
     };
-    let rules = RULES.iter().filter(|_| args.full);
+    let rules = RULES
+        .iter()
+        .filter(|_| args.full || !args.rules.is_empty() || args.seed.is_some());
     rules.filter(is_chosen).collect()
 }
 

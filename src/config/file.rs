@@ -17,7 +17,7 @@ use super::ConfigError;
 const ENDINGS: &str = ".toml, .yaml, .yml or .json";
 
 /// What parsers say of mistakes that newcomers make, and what to do about them.
-const ADVICE: [(&str, &str); 6] = [
+const ADVICE: [(&str, &str); 12] = [
     (
         "string values must be quoted",
         "texts, durations and sizes stand in quotes, such as \"20s\"",
@@ -29,6 +29,30 @@ const ADVICE: [(&str, &str); 6] = [
     (
         "tabs disallowed",
         "YAML is indented with spaces, not with tabs",
+    ),
+    (
+        "invalid float",
+        "texts, durations and sizes stand in quotes, such as \"20s\"",
+    ),
+    (
+        "invalid boolean",
+        "texts, durations and sizes stand in quotes, such as \"20s\"",
+    ),
+    (
+        "expected nothing",
+        "texts, durations and sizes stand in quotes, such as \"20s\"",
+    ),
+    (
+        "invalid basic string",
+        "a text ends on its line with the quote that it began with",
+    ),
+    (
+        "EOF while parsing",
+        "the end is missing: a quote, } or ] that closes what is open",
+    ),
+    (
+        "key must be a string",
+        "names stand in double quotes, such as \"nats\"",
     ),
     ("trailing comma", "no comma may stand behind the last key"),
     ("duplicated key", "a key stands twice; keep one of them"),

@@ -81,7 +81,15 @@ impl Config {
             log,
             shutdown,
         };
-        let warnings = open_secrets(&reader, &config.nats);
+        let mut warnings = open_secrets(&reader, &config.nats);
+        if config.nats.user.is_some() && config.nats.password.is_none() {
+            // A service manager gives it to the daemon alone.
+            warnings.push(
+                "nats.user has no password here; give it as nats.password_file, or to the daemon as systemd's \
+                 credential nats.password"
+                    .to_owned(),
+            );
+        }
         let settings = reader.into_settings();
         Ok(Loaded {
             config,
@@ -142,12 +150,6 @@ fn nats(reader: &mut Reader) -> Result<Nats, ConfigError> {
         tls_cert_file: reader.readable_file("nats.tls_cert_file")?,
         tls_key_file: reader.readable_file("nats.tls_key_file")?,
     };
-    if nats.user.is_some() && nats.password.is_none() {
-        return Err(reader.refuse(
-            "nats.user",
-            "given together with nats.password or nats.password_file",
-        ));
-    }
     if nats.password.is_some() && nats.user.is_none() {
         return Err(reader.refuse("nats.password", "given together with nats.user"));
     }

@@ -48,7 +48,7 @@ pub struct Nats {
     pub inbox_prefix: String,
     /// JWT and seed.
     pub credentials_file: Option<PathBuf>,
-    /// The user; set if and only if `password` is.
+    /// The user; nobody connects without its `password`.
     pub user: Option<String>,
     /// The password, given itself or by `nats.password_file`.
     pub password: Option<Secret>,

@@ -11,6 +11,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -224,12 +225,24 @@ fn take(file: File, folder: &Path, path: &Path) -> Result<File, StoreError> {
 
 /// Begins a file that is to be put in place when it is complete.
 pub(super) fn create_temp(temp: &Path) -> Result<File, FileError> {
-    File::options()
+    let file = File::options()
         .write(true)
         .create(true)
         .truncate(true)
         .open(temp)
-        .context("create", temp)
+        .context("create", temp)?;
+    give_to_owner_of(folder_of(temp), &file).context("change the owner of", temp)?;
+    Ok(file)
+}
+
+/// What root writes into the store of a daemon that runs as another user is that user's.
+fn give_to_owner_of(folder: &Path, file: &File) -> io::Result<()> {
+    let (owner, ours) = (fs::metadata(folder)?, file.metadata()?);
+    let is_ours = (owner.uid(), owner.gid()) == (ours.uid(), ours.gid());
+    if is_ours || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
 }
 
 /// Gives a complete file its name, durably.

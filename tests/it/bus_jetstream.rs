@@ -739,6 +739,17 @@ async fn the_same_store_takes_its_claim_back_at_once_and_the_old_process_loses_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_a_claim_that_was_given_back_sleeps() {
+    let nats = Nats::start().await;
+    let bus = open(&nats).await;
+    let claim = claim(&bus, 1).await;
+    claim.give_back().await;
+    eventually("the claim has ended", async || !claim.is_held()).await;
+    let waited = tokio::time::timeout(CLAIM_TTL, claim.held()).await;
+    assert!(waited.is_err(), "it would be asked for again, for ever");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_claim_ends_before_another_store_can_take_it_and_is_taken_again_after_an_outage() {
     let mut nats = Nats::start().await;
     let one = open(&nats).await;

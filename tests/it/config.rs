@@ -316,6 +316,31 @@ fn a_file_that_cannot_be_used_is_named_with_the_reason() {
         ),
         (
             "t.toml",
+            "[nats]\nurl = nats://a:4222",
+            ":2:7: cannot be parsed: texts, durations and sizes stand in quotes, such as \"20s\"",
+        ),
+        (
+            "t.toml",
+            "[log]\nfilter = info",
+            ":2:10: cannot be parsed: texts, durations and sizes stand in quotes, such as \"20s\"",
+        ),
+        (
+            "t.toml",
+            "[nats]\nname = \"a\n",
+            ":2:10: cannot be parsed: a text ends on its line with the quote that it began with",
+        ),
+        (
+            "t.json",
+            "{\"nats\": {",
+            ":1:10: cannot be parsed: the end is missing",
+        ),
+        (
+            "t.json",
+            "{nats: 1}",
+            ":1:2: cannot be parsed: names stand in double quotes",
+        ),
+        (
+            "t.toml",
             "nats:\n  name: a",
             ":1:6: cannot be parsed: in TOML a key is followed by = and its value",
         ),
@@ -747,10 +772,6 @@ fn rules_between_two_keys_name_both() {
         (
             &["workers.mailbox=100"],
             "workers.mailbox is \"100\" (--set); must be 0 or at least input.in_flight, which is 65536 (default), so that a mailbox is never full",
-        ),
-        (
-            &["nats.user=u"],
-            "nats.user is \"u\" (--set); must be given together with nats.password or nats.password_file",
         ),
         (
             &["nats.password=hunter2"],

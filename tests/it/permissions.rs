@@ -11,11 +11,12 @@ use futures::stream::select_all;
 use serde_json::Value;
 use tocsin::bus::connection::{Connection, Connector, Settings as Login, Violation};
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::nats::Nats;
+use crate::support::program::{Printing, ended, tocsin};
 use crate::support::traffic::{change, publish, publish_taken, request};
 
 const FILE: &str = include_str!("../../config/nats.conf");
@@ -504,6 +505,65 @@ async fn asked(client: &Client, subject: &str, body: &str) -> Value {
         .await
         .expect("an answer");
     serde_json::from_slice(&answer.payload).expect("JSON")
+}
+
+/// The program's client commands as one of the users.
+fn client_command(nats: &Nats, user: &str, arguments: &[&str]) -> std::process::Command {
+    let mut command = tocsin(arguments);
+    for set in [
+        format!("nats.url={}", nats.url()),
+        format!("nats.user={user}"),
+        format!("nats.password={user}-secret"),
+        format!("nats.inbox_prefix=_INBOX_{user}"),
+    ] {
+        command.args(["--set", &set]);
+    }
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_may_not_hear_digests_says_so_and_asks_for_none() {
+    let nats = Nats::start_with(true, &config()).await;
+    let setup = daemon_of(&nats);
+    let _daemon = setup.start_ready();
+    let run = |user: &str, arguments: &[&str]| {
+        ended(&client_command(&nats, user, arguments).output().unwrap())
+    };
+    let (status, _, err) = run("publisher", &["change", "ann", "disk", "CRITICAL"]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    let deaf = "tocsin: our user may not subscribe to AlarmDigest; grant it, as config/nats.conf does, or log in as another\n";
+    for command in [&["digest", "ann"][..], &["tail"]] {
+        let expected = (2, String::new(), deaf.to_owned());
+        assert_eq!(run("publisher", command), expected, "{command:?}");
+    }
+    let (status, out, err) = run("reader", &["tail", "--last", "1"]);
+    assert_eq!((status, out.as_str()), (2, ""));
+    assert!(
+        err.contains("our user may not publish to $JS.API.CONSUMER.CREATE.TOCSIN_OUT."),
+        "{err}"
+    );
+    let reader = connect(&nats, "reader").await;
+    let info = asked(reader.client(), "$JS.API.STREAM.INFO.TOCSIN_OUT", "").await;
+    assert_eq!(info["state"]["messages"], 0, "somebody asked: {info}");
+
+    let mut tail = Printing::start(client_command(
+        &nats,
+        "reader",
+        &["tail", "--count", "1", "-o", "json"],
+    ));
+    let mut heard = spawn_blocking(move || tail.lines(1));
+    let publisher = connect(&nats, "publisher").await;
+    // What comes before it listens it does not hear.
+    let lines = loop {
+        let alarm = format!("alarm {}", publisher.client().new_inbox());
+        let critical = change("ann", &alarm, "CRITICAL", 1);
+        publish_taken(publisher.client(), "AlarmStatusChanged", critical).await;
+        publish_taken(publisher.client(), "SendAlarmDigest", request("ann")).await;
+        if let Ok(lines) = timeout(Duration::from_millis(200), &mut heard).await {
+            break lines.expect("a line");
+        }
+    };
+    assert!(lines[0].starts_with("{\"UserID\":\"ann\""), "{lines:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

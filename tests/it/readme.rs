@@ -105,7 +105,10 @@ impl Clone {
             .args(["-euo", "pipefail", "-c", script])
             .current_dir(self.folder.path())
             .env("CARGO", "true")
-            .env("TOCSIN_NATS_SERVER", fs::canonicalize(find_program().unwrap()).unwrap())
+            .env(
+                "TOCSIN_NATS_SERVER",
+                fs::canonicalize(find_program().unwrap()).unwrap(),
+            )
             .env(
                 "PATH",
                 format!("{}:{path}", self.path("target/release").display()),

@@ -220,7 +220,6 @@ fn what_the_schema_cannot_know_is_this_and_the_program_refuses_it() {
         // A day that no month has.
         ("t.toml", "[input]\nstart = '2026-02-30T00:00:00Z'"),
         // Rules between two keys.
-        ("t.toml", "[nats]\nuser = 'u'"),
         ("t.toml", "[nats]\nuser = 'u'\npassword = 'p'\ntoken = 't'"),
         ("t.toml", "[nats]\ntls_cert_file = '/dev/null'"),
         ("t.toml", "[alarms]\ntombstone_retention = '1d'"),

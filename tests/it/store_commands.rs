@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::{MetadataExt, chown};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -376,6 +377,28 @@ async fn after_a_rewind_the_input_is_read_again_from_there_and_nothing_is_lost()
         (&8.into(), &0.into())
     );
     assert!(!setup.log().contains("rewritten"), "{}", setup.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_root_rewinds_stays_the_daemons_own() {
+    const NOBODY: u32 = 65534;
+    let nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats).set("store.partitions=1");
+    read_some(&setup, &client).await;
+    let files = || {
+        let files = fs::read_dir(setup.store()).unwrap();
+        files.map(|file| file.unwrap().path()).collect::<Vec<_>>()
+    };
+    for path in files().iter().chain([&setup.store()]) {
+        chown(path, Some(NOBODY), Some(NOBODY)).expect("this test is run by root");
+    }
+    let (status, _, err) = store(&setup.store(), &["rewind", "--to", "first", "--yes"]);
+    assert_eq!((status, err.as_str()), (0, ""));
+    for path in files() {
+        let owner = fs::metadata(&path).unwrap();
+        assert_eq!((owner.uid(), owner.gid()), (NOBODY, NOBODY), "{path:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

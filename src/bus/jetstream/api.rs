@@ -4,6 +4,7 @@
 //! |---|---|
 //! | what was asked for | the value |
 //! | an error that the broker names by number | [`ApiError::Refused`]: the caller decides what it means |
+//! | that our user may not ask | [`ApiError::Forbidden`]: try again, somebody may grant it |
 //! | none in time, none that would answer, not to be read | [`ApiError::NoAnswer`]: try again |
 //!
 //! The shapes are our own, so that a field that a server does not send, or that only a newer one knows, is
@@ -38,6 +39,9 @@ pub(super) enum ApiError {
         /// The broker's words.
         description: String,
     },
+    /// Our user may not ask for it.
+    #[error("{0}; grant it, as config/nats.conf does")]
+    Forbidden(Violation),
     /// Nothing came, or nothing that can be read.
     #[error("{0}")]
     NoAnswer(String),
@@ -200,7 +204,7 @@ impl Api {
         let client = self.connection.client();
         let answer = tokio::select! {
             answer = client.send_request(subject.clone(), request) => answer,
-            refused = refusal(&mut violations, subject) => return Err(no_answer(refused)),
+            refused = refusal(&mut violations, subject) => return Err(ApiError::Forbidden(refused)),
         };
         let answer = answer.map_err(|error| no_answer(format!("{what}: {error}")))?;
         if let Ok(Failure { error }) = serde_json::from_slice(&answer.payload) {

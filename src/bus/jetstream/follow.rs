@@ -59,7 +59,8 @@ impl Follower {
     /// Looks where the stream begins and ends; `None` when there is no such stream.
     ///
     /// # Errors
-    /// [`BusError::Unavailable`] when the broker does not answer.
+    /// [`BusError::Unavailable`] when the broker does not answer, [`BusError::Configuration`] when our user may not
+    /// read the stream.
     pub async fn open(
         connection: &Connection,
         stream: &str,
@@ -69,17 +70,19 @@ impl Follower {
             return Ok(None);
         }
         let api = Api::new(connection.clone());
+        let failed = |error: ApiError| match error {
+            ApiError::Forbidden(_) => BusError::Configuration(error.to_string()),
+            ApiError::Refused { .. } | ApiError::NoAnswer(_) => BusError::Unavailable(format!(
+                "failed to look at stream {stream}: {error}; try again"
+            )),
+        };
         let info = match api.stream(stream).await {
             Ok(info) => info,
             Err(ApiError::Refused {
                 code: code::STREAM_NOT_FOUND | code::NOT_ENABLED | code::NOT_ENABLED_FOR_ACCOUNT,
                 ..
             }) => return Ok(None),
-            Err(error) => {
-                return Err(BusError::Unavailable(format!(
-                    "failed to look at stream {stream}: {error}; try again"
-                )));
-            }
+            Err(error) => return Err(failed(error)),
         };
         let last = info.state.last_seq;
         let begin = match place {
@@ -87,7 +90,9 @@ impl Follower {
             Place::Since(instant) => From::Time(instant),
             Place::BeforeEnd(num) => From::Sequence(last.saturating_sub(num) + 1),
         };
+        let pull = Pull::create(&api, stream, begin, false).await;
         Ok(Some(Self {
+            pull: Some(pull.map_err(failed)?),
             api,
             stream: stream.to_owned(),
             created: info.created,
@@ -95,7 +100,6 @@ impl Follower {
             last_sequence: 0,
             num_pending: None,
             num_at_open: (last + 1).saturating_sub(info.state.first_seq),
-            pull: None,
             taken: VecDeque::new(),
         }))
     }

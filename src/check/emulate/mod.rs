@@ -477,6 +477,10 @@ impl<'a> Run<'a> {
 
     fn into_summary(self, ended: Result<(), Cut>) -> Summary {
         match ended {
+            Ok(()) if self.settings.is_checked && self.received.digests == 0 => {
+                let why = "no digest was due, so none was judged; raise --count or --duration";
+                self.summary(Verdict::Unknown, Some(why.to_owned()), None)
+            }
             Ok(()) if self.settings.is_checked => self.summary(Verdict::Right, None, None),
             Ok(()) => self.summary(Verdict::Unchecked, None, None),
             Err(Cut::Lost(why)) => self.summary(Verdict::Unknown, Some(why), None),
