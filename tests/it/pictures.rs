@@ -83,7 +83,8 @@ fn the_picture_of_the_demo_shows_what_it_prints() {
     let mut printed = String::new();
     for line in BufReader::new(up.stdout.take().unwrap()).lines() {
         let line = line.unwrap();
-        printed += &format!("{line}\n");
+        printed += &line;
+        printed.push('\n');
         if line.contains("asks for what is new") {
             break;
         }

@@ -54,7 +54,10 @@ fn blocks_of(document: &str) -> Vec<Block> {
                 blocks.extend(open.take());
                 follows = true;
             }
-            (None, Some(block)) => block.text += &format!("{text}\n"),
+            (None, Some(block)) => {
+                block.text += text;
+                block.text.push('\n');
+            }
             (None, None) => follows &= text.trim().is_empty(),
         }
     }

@@ -196,7 +196,7 @@ impl Claim for StreamClaim {
         async move {
             if held_until.wait_for(|until| now() < *until).await.is_err() {
                 // The claim was given back: whoever waits for it would else ask again at once, and for ever.
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         }
         .boxed()
