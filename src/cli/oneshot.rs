@@ -33,6 +33,8 @@ pub(super) const SUBSCRIPTION_CAPACITY: usize = 65_536;
 /// far longer than it takes; a daemon that owes thousands of digests may take longer.
 const DIGEST_WITHIN: Duration = Duration::from_secs(1);
 
+/// How long a daemon has to refuse what the stream keeps.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// How long an echo is waited for.
 const ECHO_WITHIN: Duration = Duration::from_secs(1);
 /// How much later than an echo a refusal may be heard.
@@ -139,20 +141,36 @@ fn unheard(subject: &str, error: &dyn std::fmt::Display) -> Failure {
 /// Who took a message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum TakenBy {
-    /// The stream: the daemon reads it from there.
-    Stream,
+    /// The stream, under this sequence: the daemon reads it from there.
+    Stream {
+        /// Its sequence in the stream.
+        sequence: u64,
+    },
     /// The daemon, which has committed it.
     Daemon,
 }
 
-/// Publishes and waits for whoever answers; a refused message is a failure.
+/// Publishes and waits until it is kept: by the stream, or by the daemon. A refused message is a failure; where the
+/// stream keeps it, a daemon that runs has a moment to say so.
 pub(super) async fn publish(
     connection: &Connection,
     (subject, payload): (&'static str, Bytes),
     limit: Duration,
-) -> Result<TakenBy, Failure> {
-    let taken = send(connection, (subject, payload), None, limit).await?;
-    taken.map_err(|why| refused(subject, &why))
+) -> Result<(), Failure> {
+    let inbox = connection.client().new_inbox();
+    let mut answers = listen(connection, &inbox).await?;
+    let taken = send(connection, (subject, payload), Some(&inbox), limit).await?;
+    match taken.map_err(|why| refused(subject, &why))? {
+        TakenBy::Daemon => Ok(()),
+        TakenBy::Stream { .. } => {
+            let answer = timeout(ANSWER_WITHIN.min(limit), answers.next()).await;
+            let answer = answer.ok().flatten();
+            match answer.and_then(|message| wire::decode_reply(&message.payload)) {
+                Some(Err(why)) => Err(refused(subject, &why)),
+                Some(Ok(())) | None => Ok(()),
+            }
+        }
+    }
 }
 
 /// Publishes and waits for whoever answers, the stream or the daemon; in the inner result stands why it was refused.
@@ -189,12 +207,14 @@ pub(super) async fn send(
         return Ok(reply.map(|()| TakenBy::Daemon));
     }
     let answer: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-    Ok(if answer.get("seq").is_some() {
-        Ok(TakenBy::Stream)
-    } else {
-        let why = answer.pointer("/error/description").and_then(Value::as_str);
-        Err(why.map_or_else(|| answer.to_string(), str::to_owned))
-    })
+    Ok(
+        if let Some(sequence) = answer.get("seq").and_then(Value::as_u64) {
+            Ok(TakenBy::Stream { sequence })
+        } else {
+            let why = answer.pointer("/error/description").and_then(Value::as_str);
+            Err(why.map_or_else(|| answer.to_string(), str::to_owned))
+        },
+    )
 }
 
 fn refused(subject: &str, why: &str) -> Failure {
@@ -235,8 +255,12 @@ pub(super) async fn ask(
     let subject = request.0;
     let taken = send(connection, request, Some(&inbox), limit).await?;
     let taken = taken.map_err(|why| refused(subject, &why))?;
-    let mut coming = pin!(next_of(&mut digests, user));
-    if taken == TakenBy::Stream {
+    let sequence = match taken {
+        TakenBy::Stream { sequence } => Some(sequence),
+        TakenBy::Daemon => None,
+    };
+    let mut coming = pin!(next_of(&mut digests, user, sequence));
+    if sequence.is_some() {
         let answered = answer(&mut answers, subject, connection, until);
         tokio::select! {
             biased;
@@ -252,15 +276,22 @@ pub(super) async fn ask(
     })
 }
 
-/// The next whole digest of a user.
-async fn next_of(digests: &mut Subscriber, user: &UserId) -> Joined {
+/// The next whole digest of a user; where the request has a sequence, that which answers it: an earlier request's may
+/// still be on its way.
+async fn next_of(digests: &mut Subscriber, user: &UserId, sequence: Option<u64>) -> Joined {
     let mut joiner = Joiner::default();
+    let is_answer = |id: Option<&str>| match (id, sequence) {
+        (Some(id), Some(sequence)) => id.starts_with(&format!("{sequence}-")),
+        // Of a service that gives its digests no id, or none that names a request.
+        (None, _) | (_, None) => true,
+    };
     while let Some(message) = digests.next().await {
         let Message {
             headers, payload, ..
         } = message;
         if let Some(joined) = join(&mut joiner, headers.as_ref(), payload)
             && joined.digest.user == *user
+            && is_answer(joined.id.as_deref())
         {
             return joined;
         }

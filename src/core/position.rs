@@ -212,6 +212,12 @@ pub enum RewindError {
         "a stop interrupted the start of a new input generation; start the daemon once, stop it, and rewind then"
     )]
     Mixed,
+    /// A rewind to a sequence is still to be read from: how far that is in time, nobody knows yet.
+    #[error(
+        "the store is rewound to a sequence already, and was not read from since; start the daemon once, or name \
+         first or an earlier sequence"
+    )]
+    Pending,
     /// Reading would go forward, past messages that were not read.
     #[error(
         "sequence {to} was not read yet, the store was read into up to {read_up_to}; a rewind only goes back: name a sequence up to that one"
@@ -261,6 +267,12 @@ pub fn rewind(positions: &[Option<Position>], to: RewindTo) -> Result<Position, 
             (to - 1, timestamps().max().unwrap_or_default())
         }
         RewindTo::Time(to) => {
+            let is_pending = |position: &Position| {
+                position.fingerprint.is_none() && position.cursor.sequence > 0
+            };
+            if known().any(is_pending) {
+                return Err(RewindError::Pending);
+            }
             let read_up_to = timestamps().min().unwrap_or_default();
             if to > read_up_to {
                 return Err(RewindError::TimeAhead { to, read_up_to });
@@ -463,6 +475,19 @@ mod tests {
             Err(RewindError::TimeAhead { to, read_up_to })
         );
         assert!(rewind(&positions, RewindTo::Time(read_up_to)).is_ok());
+    }
+
+    #[test]
+    fn a_rewind_that_was_not_read_from_yet_says_nothing_of_time() {
+        // One partition was behind: what is newer than its timestamp it never read.
+        let base = rewind(&[at(0, 50), at(0, 40)], RewindTo::Sequence(31)).unwrap();
+        let rewound = [Some(base), Some(base)];
+        let to = RewindTo::Time(base.timestamp);
+        assert_eq!(rewind(&rewound, to), Err(RewindError::Pending));
+        assert!(rewind(&rewound, RewindTo::Sequence(30)).is_ok());
+        let further = rewind(&rewound, RewindTo::Sequence(31));
+        assert!(matches!(further, Err(RewindError::SequenceAhead { .. })));
+        assert!(rewind(&rewound, RewindTo::First).is_ok());
     }
 
     #[test]

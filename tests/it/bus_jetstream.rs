@@ -11,14 +11,16 @@ use tocsin::bus::jetstream::{
     ClaimStream, InputStream, JetStream, OutputStream, Streams, has_streams,
 };
 use tocsin::bus::{
-    Bus, BusError, Claim, Confirmation, Input, Mode, Outbound, PublishError, RawBatch, Start,
+    Bus, BusError, Claim, Confirmation, Input, Mode, Outbound, PublishError, RawBatch, Start, wire,
 };
 use tocsin::core::ids::{StoreId, placement_hash};
 use tocsin::core::position::{Origin, Position, REWRITE_MARGIN};
 use tocsin::core::time::Timestamp;
 
 use crate::support::eventually;
+use crate::support::judge::read_stream;
 use crate::support::nats::Nats;
+use crate::support::traffic::publish_taken;
 
 const HOUR: Duration = Duration::from_hours(1);
 const CLAIM_TTL: Duration = Duration::from_secs(2);
@@ -736,6 +738,29 @@ async fn the_same_store_takes_its_claim_back_at_once_and_the_old_process_loses_i
     // They do not take it from each other for ever.
     let lost = tokio::time::timeout(CLAIM_TTL * 2, old.held()).await;
     assert!(lost.is_err() && new.is_held());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_claim_is_written_over_and_silences_nobody() {
+    let nats = Nats::start().await;
+    let stranger = nats.connect().await.client().clone();
+    // What the broker answers to somebody who names the claim's subject for it.
+    let junk = "{\"stream\":\"TOCSIN_IN\",\"seq\":8}";
+    let bus = open(&nats).await;
+    publish_taken(&stranger, wire::CLAIM, junk).await;
+    let claim = claim(&bus, 1).await;
+    assert!(claim.is_held());
+    publish_taken(&stranger, wire::CLAIM, junk).await;
+    let claims = async || {
+        let stored = read_stream(&stranger, wire::CLAIM_STREAM).await;
+        let last = stored.last().map(|message| message.payload.clone());
+        String::from_utf8(last.unwrap_or_default()).unwrap()
+    };
+    eventually("our claim stands there again", async || {
+        claims().await.contains("\"store\"")
+    })
+    .await;
+    assert!(claim.is_held(), "it was lost to nobody");
 }
 
 #[tokio::test(flavor = "multi_thread")]

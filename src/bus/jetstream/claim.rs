@@ -238,6 +238,8 @@ impl Claimant {
             () = self.renew() => {}
             () = is_over.notified() => {}
         }
+        // Nothing of ours may begin once another may have it.
+        self.held_until.send_replace(Duration::ZERO);
         if let Some(sequence) = self.ours.take() {
             // A renewal was under way: what is expected is not there, and the claim lasts for its time.
             self.compare_and_set(&self.given_back(), sequence)
@@ -273,13 +275,26 @@ impl Claimant {
         let Some((sequence, owner)) = self.look().await? else {
             return self.take(0).await;
         };
-        let is_this_process = owner.instance == self.us.instance;
-        let is_own_store = owner.store == self.us.store && !self.was_held;
-        // This process: a renewal whose answer was lost.
-        if owner.is_given_back || is_this_process || is_own_store {
+        let is_ours_to_take = match &owner {
+            // This process: a renewal whose answer was lost.
+            Some(owner) => {
+                let is_this_process = owner.instance == self.us.instance;
+                let is_own_store = owner.store == self.us.store && !self.was_held;
+                owner.is_given_back || is_this_process || is_own_store
+            }
+            // Over ours: whoever takes the claim writes one that can be read.
+            None => now() < *self.held_until.borrow(),
+        };
+        if is_ours_to_take {
             return self.take(sequence).await;
         }
-        self.lose(&owner);
+        match &owner {
+            Some(owner) => self.lose(owner),
+            None => self.say(format!(
+                "{} holds something that is no claim; it is written over once it has stood there for {:?}",
+                self.place.stream, self.place.ttl
+            )),
+        }
         let now = now();
         let rival = match &self.rival {
             Some(rival) if rival.sequence == sequence => rival,
@@ -356,7 +371,9 @@ impl Claimant {
         }
     }
 
-    async fn look(&self) -> Result<Option<(u64, Owner)>, ApiError> {
+    /// The last message where claims are; without an owner when it is none, but somebody's who may publish there,
+    /// or let the broker answer there.
+    async fn look(&self) -> Result<Option<(u64, Option<Owner>)>, ApiError> {
         let found = self
             .api
             .last_message(&self.place.stream, &self.place.subject)
@@ -364,12 +381,7 @@ impl Claimant {
         let Some(message) = found else {
             return Ok(None);
         };
-        let owner = serde_json::from_slice(&message.payload).map_err(|error| {
-            no_answer(format!(
-                "{} holds something else ({error}); type `nats stream purge {}`",
-                self.place.stream, self.place.stream
-            ))
-        })?;
+        let owner = serde_json::from_slice(&message.payload).ok();
         Ok(Some((message.sequence, owner)))
     }
 
