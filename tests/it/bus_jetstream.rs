@@ -746,10 +746,8 @@ async fn what_is_no_claim_is_written_over_and_silences_nobody() {
     let stranger = nats.connect().await.client().clone();
     // What the broker answers to somebody who names the claim's subject for it.
     let junk = "{\"stream\":\"TOCSIN_IN\",\"seq\":8}";
-    let bus = open(&nats).await;
-    publish_taken(&stranger, wire::CLAIM, junk).await;
-    let claim = claim(&bus, 1).await;
-    assert!(claim.is_held());
+    let (one, two) = (open(&nats).await, open(&nats).await);
+    let first = claim(&one, 1).await;
     publish_taken(&stranger, wire::CLAIM, junk).await;
     let claims = async || {
         let stored = read_stream(&stranger, wire::CLAIM_STREAM).await;
@@ -760,7 +758,11 @@ async fn what_is_no_claim_is_written_over_and_silences_nobody() {
         claims().await.contains("\"store\"")
     })
     .await;
-    assert!(claim.is_held(), "it was lost to nobody");
+    assert!(first.is_held(), "it was lost to nobody");
+    // Nor does it keep the next one waiting for ever.
+    first.give_back().await;
+    publish_taken(&stranger, wire::CLAIM, junk).await;
+    assert!(claim(&two, 2).await.is_held());
 }
 
 #[tokio::test(flavor = "multi_thread")]
