@@ -11,7 +11,7 @@ use tocsin::bus::jetstream::{
     ClaimStream, InputStream, JetStream, OutputStream, Streams, has_streams,
 };
 use tocsin::bus::{
-    Bus, BusError, Claim, Confirmation, Input, Mode, Outbound, PublishError, RawBatch, Start, wire,
+    Bus, BusError, Claim, Confirmation, Input, Mode, Outbound, PublishError, RawBatch, Start,
 };
 use tocsin::core::ids::{StoreId, placement_hash};
 use tocsin::core::position::{Origin, Position, REWRITE_MARGIN};
@@ -748,9 +748,9 @@ async fn what_is_no_claim_is_written_over_and_silences_nobody() {
     let junk = "{\"stream\":\"TOCSIN_IN\",\"seq\":8}";
     let (one, two) = (open(&nats).await, open(&nats).await);
     let first = claim(&one, 1).await;
-    publish_taken(&stranger, wire::CLAIM, junk).await;
+    publish_taken(&stranger, "claim", junk).await;
     let claims = async || {
-        let stored = read_stream(&stranger, wire::CLAIM_STREAM).await;
+        let stored = read_stream(&stranger, "TOCSIN_CLAIM").await;
         let last = stored.last().map(|message| message.payload.clone());
         String::from_utf8(last.unwrap_or_default()).unwrap()
     };
@@ -761,7 +761,7 @@ async fn what_is_no_claim_is_written_over_and_silences_nobody() {
     assert!(first.is_held(), "it was lost to nobody");
     // Nor does it keep the next one waiting for ever.
     first.give_back().await;
-    publish_taken(&stranger, wire::CLAIM, junk).await;
+    publish_taken(&stranger, "claim", junk).await;
     assert!(claim(&two, 2).await.is_held());
 }
 
