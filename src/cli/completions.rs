@@ -5,8 +5,6 @@ use clap_complete::Shell;
 
 use super::{Exit, Failure, command, help, print};
 
-const EXITS: [Exit; 4] = [Exit::Well, Exit::Unusable, Exit::Defect, Exit::WriteFailed];
-
 const EXAMPLES: &str = "\
   tocsin completions bash > ~/.local/share/bash-completion/completions/tocsin
   tocsin completions zsh > ~/.zfunc/_tocsin       # with fpath+=~/.zfunc before compinit
@@ -15,7 +13,7 @@ const EXAMPLES: &str = "\
 
 /// The arguments of `tocsin completions`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &Exit::OF_LOCAL))]
 pub struct Args {
     /// The shell to print the script for.
     #[arg(value_parser = shells())]

@@ -13,8 +13,6 @@ use super::arguments::{ConfigArgs, OutputFormat};
 use super::{Exit, Failure, complain, help, print};
 use crate::config::{Config, Loaded, Origin, Setting};
 
-const EXITS: [Exit; 4] = [Exit::Well, Exit::Unusable, Exit::Defect, Exit::WriteFailed];
-
 const EXAMPLES: &str = "\
   tocsin config print                      # every setting, and who set it
   tocsin config check /etc/tocsin/tocsin.toml
@@ -41,7 +39,7 @@ const SCHEMA_EXAMPLES: &str = "\
 #[derive(clap::Args, Clone, Debug)]
 #[command(
     after_help = help::SHORT,
-    after_long_help = help::epilog(EXAMPLES, &EXITS)
+    after_long_help = help::epilog(EXAMPLES, &Exit::OF_LOCAL)
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -57,7 +55,7 @@ enum Command {
     /// Prints the JSON Schema of a configuration file, for editors.
     #[command(
         after_help = help::SHORT,
-        after_long_help = help::epilog(SCHEMA_EXAMPLES, &EXITS)
+        after_long_help = help::epilog(SCHEMA_EXAMPLES, &Exit::OF_LOCAL)
     )]
     Schema,
 }
@@ -65,7 +63,7 @@ enum Command {
 #[derive(clap::Args, Clone, Debug)]
 #[command(
     after_help = help::SHORT,
-    after_long_help = help::epilog(PRINT_EXAMPLES, &EXITS)
+    after_long_help = help::epilog(PRINT_EXAMPLES, &Exit::OF_LOCAL)
 )]
 struct PrintArgs {
     #[command(flatten)]
@@ -78,7 +76,7 @@ struct PrintArgs {
 #[derive(clap::Args, Clone, Debug)]
 #[command(
     after_help = help::SHORT,
-    after_long_help = help::epilog(CHECK_EXAMPLES, &EXITS)
+    after_long_help = help::epilog(CHECK_EXAMPLES, &Exit::OF_LOCAL)
 )]
 struct CheckArgs {
     /// The file to check, the same as --config FILE.

@@ -8,8 +8,6 @@ use clap_mangen::Man;
 
 use super::{Exit, Failure, command, help, print};
 
-const EXITS: [Exit; 4] = [Exit::Well, Exit::Unusable, Exit::Defect, Exit::WriteFailed];
-
 const EXAMPLES: &str = "\
   tocsin man | man -l -                    # the page of tocsin itself
   tocsin man config check | man -l -
@@ -17,7 +15,7 @@ const EXAMPLES: &str = "\
 
 /// The arguments of `tocsin man`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &Exit::OF_LOCAL))]
 pub struct Args {
     /// The command to print the page of, for example: config check [default: tocsin itself].
     #[arg(value_name = "COMMAND")]

@@ -85,6 +85,16 @@ impl Exit {
         Self::Defect,
         Self::WriteFailed,
     ];
+    /// Those of a command that speaks with no broker.
+    pub const OF_LOCAL: [Self; 4] = [Self::Well, Self::Unusable, Self::Defect, Self::WriteFailed];
+    /// Those of the daemon, which waits for its broker.
+    pub const OF_DAEMON: [Self; 5] = [
+        Self::Well,
+        Self::NotTaken,
+        Self::Unusable,
+        Self::Defect,
+        Self::WriteFailed,
+    ];
 }
 
 impl From<Exit> for ExitCode {

@@ -8,14 +8,6 @@ use crate::app;
 use crate::config::Config;
 use crate::telemetry;
 
-const EXITS: [Exit; 5] = [
-    Exit::Well,
-    Exit::NotTaken,
-    Exit::Unusable,
-    Exit::Defect,
-    Exit::WriteFailed,
-];
-
 const EXAMPLES: &str = "\
   tocsin serve                             # with /etc/tocsin/tocsin.toml, if it is there
   tocsin serve --config tocsin.yaml --set log.filter=debug
@@ -23,7 +15,7 @@ const EXAMPLES: &str = "\
 
 /// The arguments of `tocsin serve`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &Exit::OF_DAEMON))]
 pub struct Args {
     /// Where the configuration comes from.
     #[command(flatten)]

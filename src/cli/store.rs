@@ -18,8 +18,6 @@ use crate::core::time::Timestamp;
 use crate::domains::alarms::Status;
 use crate::store::inspect::{CheckedFile, Verdict};
 
-const EXITS: [Exit; 4] = [Exit::Well, Exit::Unusable, Exit::Defect, Exit::WriteFailed];
-
 const EXAMPLES: &str = "\
   tocsin store stats
   tocsin store verify --set store.path=./tocsin-data/store
@@ -41,7 +39,7 @@ const REWIND_EXAMPLES: &str = "\
 
 /// The arguments of `tocsin store`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &Exit::OF_LOCAL))]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -58,21 +56,21 @@ enum Command {
 }
 
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(STATS_EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(STATS_EXAMPLES, &Exit::OF_LOCAL))]
 struct StatsArgs {
     #[command(flatten)]
     looking: Looking,
 }
 
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(VERIFY_EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(VERIFY_EXAMPLES, &Exit::OF_LOCAL))]
 struct VerifyArgs {
     #[command(flatten)]
     looking: Looking,
 }
 
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(REWIND_EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(REWIND_EXAMPLES, &Exit::OF_LOCAL))]
 struct RewindArgs {
     /// What is read first: `first`, the message of a sequence of `TOCSIN_IN`, or the first message not before a
     /// time such as 2026-01-31T08:00:00Z.

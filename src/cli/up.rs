@@ -16,14 +16,6 @@ use crate::telemetry;
 /// The folder for everything where `--data` names none.
 pub(super) const DEFAULT_FOLDER: &str = "./tocsin-data";
 
-const EXITS: [Exit; 5] = [
-    Exit::Well,
-    Exit::NotTaken,
-    Exit::Unusable,
-    Exit::Defect,
-    Exit::WriteFailed,
-];
-
 const EXAMPLES: &str = "\
   tocsin up                                # a broker of its own, data in ./tocsin-data
   tocsin up --demo                         # and a small fleet's day, played in ten seconds
@@ -37,7 +29,7 @@ const DIGEST: &str = "digest ann";
 
 /// The arguments of `tocsin up`.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &EXITS))]
+#[command(after_help = help::SHORT, after_long_help = help::epilog(EXAMPLES, &Exit::OF_DAEMON))]
 pub struct Args {
     /// The folder for the store, the broker's streams and the URL in use.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_FOLDER)]

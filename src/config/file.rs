@@ -16,12 +16,11 @@ use super::ConfigError;
 
 const ENDINGS: &str = ".toml, .yaml, .yml or .json";
 
+/// What to do about a text without quotes.
+const QUOTES: &str = "texts, durations and sizes stand in quotes, such as \"20s\"";
 /// What parsers say of mistakes that newcomers make, and what to do about them.
 const ADVICE: [(&str, &str); 12] = [
-    (
-        "string values must be quoted",
-        "texts, durations and sizes stand in quotes, such as \"20s\"",
-    ),
+    ("string values must be quoted", QUOTES),
     (
         "key with no value",
         "in TOML a key is followed by = and its value",
@@ -30,18 +29,9 @@ const ADVICE: [(&str, &str); 12] = [
         "tabs disallowed",
         "YAML is indented with spaces, not with tabs",
     ),
-    (
-        "invalid float",
-        "texts, durations and sizes stand in quotes, such as \"20s\"",
-    ),
-    (
-        "invalid boolean",
-        "texts, durations and sizes stand in quotes, such as \"20s\"",
-    ),
-    (
-        "expected nothing",
-        "texts, durations and sizes stand in quotes, such as \"20s\"",
-    ),
+    ("invalid float", QUOTES),
+    ("invalid boolean", QUOTES),
+    ("expected nothing", QUOTES),
     (
         "invalid basic string",
         "a text ends on its line with the quote that it began with",

@@ -232,6 +232,16 @@ impl Verifier<'_> {
         rule: &'static Rule,
         scenarios: Vec<Scenario>,
     ) -> Result<RuleReport, Lost> {
+        let (tally, _) = self.play_for(rule, scenarios).await?;
+        Ok(tally.report())
+    }
+
+    /// Plays all scenarios of one rule, and counts how they end.
+    async fn play_for(
+        &mut self,
+        rule: &'static Rule,
+        scenarios: Vec<Scenario>,
+    ) -> Result<(Tally, Vec<Play>), Lost> {
         let mut tally = Tally::new(rule, scenarios.len());
         let mut plays: Vec<_> = scenarios.into_iter().map(Play::new).collect();
         let Self {
@@ -242,7 +252,7 @@ impl Verifier<'_> {
             refused.extend(play.refused().cloned());
         };
         session.play(&mut plays, on_end).await?;
-        Ok(tally.report())
+        Ok((tally, plays))
     }
 
     /// After a silence: asks whether anybody is there at all.
@@ -273,16 +283,7 @@ impl Verifier<'_> {
         let scenarios: Vec<_> = scenarios
             .map(|(steps, title)| history::scenario(steps, &title, &self.names.user()))
             .collect();
-        let mut tally = Tally::new(rule, scenarios.len());
-        let mut plays: Vec<_> = scenarios.into_iter().map(Play::new).collect();
-        let Self {
-            session, refused, ..
-        } = self;
-        let on_end = |_, play: &Play| {
-            tally.add(play);
-            refused.extend(play.refused().cloned());
-        };
-        session.play(&mut plays, on_end).await?;
+        let (tally, plays) = self.play_for(rule, scenarios).await?;
         let mut report = tally.report();
         let failed = plays.iter().zip(&histories).find_map(|(play, steps)| {
             let problem = Problem::of(play).filter(|it| !it.is_silence)?;
