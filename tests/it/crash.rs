@@ -9,21 +9,30 @@ use futures::StreamExt;
 use tokio::time::timeout;
 
 use crate::support::daemon::Setup;
+use crate::support::evidence::{Row, Rounds};
 use crate::support::nats::Nats;
 use crate::support::traffic::{Random, Traffic, change, message_for_large_digests, request};
 use crate::support::{eventually, judge};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_kills_lose_and_repeat_nothing() {
+async fn kills_of_the_daemon_lose_and_repeat_nothing() {
+    let mut row = Row::new(Rounds {
+        test: 100,
+        hour: 200,
+        full: 1000,
+    });
     let nats = Nats::start().await;
     let setup = Setup::new(&nats).set("input.in_flight=500");
     let client = nats.connect().await.client().clone();
     let mut daemon = setup.start_ready();
     let traffic = Traffic::start(&client, 0);
-    let mut random = Random(2026);
-    for round in 0..100 {
+    let mut random = Random(row.seed());
+    let mut round = 0;
+    while row.goes_on() {
+        round += 1;
         traffic.after(random.below(60)).await;
         daemon.kill();
+        row.count("kill -9 of the daemon", 1);
         // One in three dies while it recovers.
         daemon = if round % 3 == 0 {
             setup.start()
@@ -34,6 +43,7 @@ async fn a_hundred_kills_lose_and_repeat_nothing() {
     traffic.stop().await;
     judge::judge(&client).await;
     drop(daemon);
+    row.close();
 }
 
 #[tokio::test(flavor = "multi_thread")]

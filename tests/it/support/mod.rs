@@ -1,6 +1,8 @@
 //! What several subjects share.
 
 pub(crate) mod daemon;
+#[path = "../../evidence/row.rs"]
+pub(crate) mod evidence;
 pub(crate) mod judge;
 pub(crate) mod nats;
 pub(crate) mod program;
