@@ -2,6 +2,8 @@
 # make demo   the same, and a small fleet's day in ten seconds
 # make static the program as one file without libraries, for containers and any Linux
 # make test   every test, against a real nats-server, and a real systemd; as root
+# make evidence the faults of every row of the README's table, for an hour; FULL=1 for two and a half, ROW=name for one
+# make protections takes each protection of the code away in turn: a test must fail
 # make lint   formatting, lints, documentation, and what the dependencies may be
 # make audit  known vulnerabilities of the dependencies (needs the network)
 # make doc    the documentation of the code
@@ -13,7 +15,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
 STATIC_TARGET := $(shell uname -m)-unknown-linux-musl
 
-.PHONY: up demo static test lint audit doc bench pictures tools
+.PHONY: up demo static test evidence protections lint audit doc bench pictures tools
 
 up: tools
 	$(CARGO) build --release
@@ -32,6 +34,12 @@ test: tools static
 	.ci/tools systemd
 	.ci/tools compose
 	PATH="$(TOOLS):$$PATH" $(CARGO) test
+
+evidence: tools
+	FULL=$(FULL) PATH="$(TOOLS):$$PATH" $(CARGO) test --test evidence -- --ignored --exact --nocapture the_table
+
+protections: tools
+	PATH="$(TOOLS):$$PATH" $(CARGO) test --test evidence -- --ignored --exact --nocapture nothing_protects_in_vain
 
 lint:
 	$(CARGO) fmt --check
