@@ -574,6 +574,46 @@ async fn many_messages_are_confirmed_at_once() {
     assert_eq!(output.find("digest", ids, 0).await.expect("found").len(), 2);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_stream_has_stored_is_not_confirmed() {
+    let nats = Nats::start().await;
+    let bus = open(&nats).await;
+    let output = bus.output();
+    let publisher = Publisher::new(&nats).await;
+    let config = publisher
+        .stream("TOCSIN_OUT")
+        .await
+        .cached_info()
+        .config
+        .clone();
+    publisher
+        .context
+        .delete_stream("TOCSIN_OUT")
+        .await
+        .expect("deleted");
+    let other = Config {
+        name: "OTHER".to_owned(),
+        ..config.clone()
+    };
+    publisher.context.create_stream(other).await.expect("made");
+    let answer = output.publish(message("digest", "a")).await;
+    let Err(PublishError::Unconfirmed(why)) = answer else {
+        panic!("{answer:?}");
+    };
+    assert!(
+        why.contains("stored by OTHER instead of TOCSIN_OUT"),
+        "{why}"
+    );
+    publisher
+        .context
+        .delete_stream("OTHER")
+        .await
+        .expect("deleted");
+    publisher.context.create_stream(config).await.expect("made");
+    let answer = output.publish(message("digest", "a")).await;
+    assert_eq!(answer.expect("confirmed"), confirmed(1, false));
+}
+
 fn is_refused(answer: &Result<Confirmation, PublishError>) -> bool {
     matches!(answer, Err(PublishError::Refused(_)))
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | the stream says its sequence | confirmed |
 //! | too large for the broker or the stream, or a subject that we may not use | refused for good |
-//! | any other error, no stream, no leader, no answer in time, connection lost | not confirmed: again, same id |
+//! | any other error, no stream or another one, no leader, no answer in time, connection lost | not confirmed: again, same id |
 //!
 //! One subscription takes all answers, each told apart by a token in its subject. A message with its headers
 //! that the broker would not take is never sent: the broker would close the connection, and with it lose
@@ -52,12 +52,12 @@ pub(super) struct Target {
 #[derive(Clone)]
 pub(super) struct Publisher {
     shared: Arc<Shared>,
-    targets: Arc<[Target]>,
     _answers: Arc<AbortOnDropHandle<()>>,
 }
 
 struct Shared {
     api: Api,
+    targets: Vec<Target>,
     inbox: String,
     last_token: AtomicU64,
     in_flight: Mutex<HashMap<u64, InFlight>>,
@@ -98,6 +98,7 @@ impl Publisher {
         let answers = answers.map_err(|error| BusError::Unavailable(error.to_string()))?;
         let shared = Arc::new(Shared {
             api,
+            targets,
             inbox,
             last_token: AtomicU64::new(0),
             in_flight: Mutex::default(),
@@ -110,19 +111,18 @@ impl Publisher {
         );
         Ok(Self {
             shared,
-            targets: targets.into(),
             _answers: Arc::new(AbortOnDropHandle::new(connection.runtime().spawn(task))),
         })
-    }
-
-    fn target(&self, subject: &str) -> Option<&Target> {
-        self.targets.iter().find(|target| target.subject == subject)
     }
 }
 
 impl Shared {
     fn connection(&self) -> &Connection {
         self.api.connection()
+    }
+
+    fn target(&self, subject: &str) -> Option<&Target> {
+        self.targets.iter().find(|target| target.subject == subject)
     }
 
     fn in_flight(&self) -> MutexGuard<'_, HashMap<u64, InFlight>> {
@@ -185,7 +185,8 @@ impl Shared {
         };
         // Nobody waits for one that comes too late.
         if let Some(in_flight) = self.in_flight().remove(&token) {
-            in_flight.answer.send(read_answer(message)).ok();
+            let target = self.target(in_flight.subject);
+            in_flight.answer.send(read_answer(message, target)).ok();
         }
     }
 
@@ -218,18 +219,7 @@ impl Output for Publisher {
     }
 
     fn publish(&self, message: Outbound) -> BoxFuture<'static, Answer> {
-        let is_searched_from = self
-            .target(message.subject)
-            .is_some_and(|target| target.is_searched_from);
-        let publishing = Arc::clone(&self.shared).publish(message);
-        let answered = publishing.map(move |answer| {
-            // Two streams' sequences would be taken for one's.
-            answer.map(|confirmed| Confirmation {
-                sequence: confirmed.sequence.filter(|_| is_searched_from),
-                ..confirmed
-            })
-        });
-        answered.boxed()
+        Arc::clone(&self.shared).publish(message).boxed()
     }
 
     fn find(
@@ -238,7 +228,7 @@ impl Output for Publisher {
         ids: HashSet<String>,
         after: u64,
     ) -> BoxFuture<'static, Result<Vec<(String, u64)>, PublishError>> {
-        let Some(target) = self.target(subject).cloned() else {
+        let Some(target) = self.shared.target(subject).cloned() else {
             return std::future::ready(Ok(Vec::new())).boxed();
         };
         let after = if target.is_searched_from { after } else { 0 };
@@ -304,7 +294,7 @@ async fn answer_all(
     }
 }
 
-fn read_answer(message: &Message) -> Answer {
+fn read_answer(message: &Message, target: Option<&Target>) -> Answer {
     if let Some(status) = message.status {
         return Err(unconfirmed(format!(
             "no stream takes it now ({})",
@@ -314,11 +304,20 @@ fn read_answer(message: &Message) -> Answer {
     let ack: PubAck = serde_json::from_slice(&message.payload)
         .map_err(|error| unconfirmed(format!("an answer that cannot be read: {error}")))?;
     match ack.error {
-        None if ack.seq > 0 => Ok(Confirmation {
-            sequence: Some(ack.seq),
-            is_duplicate: ack.duplicate,
-        }),
-        None => Err(unconfirmed(format!("no sequence from {}", ack.stream))),
+        None if ack.seq > 0 => match target {
+            Some(target) if target.stream != ack.stream => Err(unconfirmed(format!(
+                "stored by {} instead of {}: that stream must give up the subject",
+                ack.stream, target.stream
+            ))),
+            _ => Ok(Confirmation {
+                // Two streams' sequences would be taken for one's.
+                sequence: target
+                    .is_some_and(|target| target.is_searched_from)
+                    .then_some(ack.seq),
+                is_duplicate: ack.duplicate,
+            }),
+        },
+        None => Err(unconfirmed("an answer without a sequence")),
         Some(error) if is_for_good(error.err_code) => Err(PublishError::Refused(error.describe())),
         Some(error) => Err(unconfirmed(error.describe())),
     }
