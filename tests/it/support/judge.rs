@@ -14,8 +14,9 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
+use super::daemon::Daemon;
 use super::evidence::Row;
-use super::traffic::Confirmed;
+use super::traffic::{Confirmed, Traffic};
 
 /// One stored message.
 #[derive(Clone, Debug)]
@@ -193,6 +194,21 @@ pub(crate) async fn judge_refusing(
 /// The same, and the input must hold what was confirmed to its publishers.
 pub(crate) async fn judge_confirmed(client: &async_nats::Client, confirmed: &Confirmed) -> Judged {
     judge_with(client, confirmed, |_| false).await
+}
+
+/// Ends the traffic and the daemon of a row: all must be published then, nothing twice, and nothing afterwards.
+pub(crate) async fn conclude(
+    mut row: Row,
+    client: &async_nats::Client,
+    traffic: Traffic,
+    daemon: Daemon,
+) {
+    let confirmed = traffic.stop().await;
+    let judged = judge_confirmed(client, &confirmed).await;
+    assert!(daemon.stop().success(), "the daemon does not end well");
+    judged.stays(client).await;
+    judged.count_in(&mut row);
+    row.close();
 }
 
 async fn judge_with(
