@@ -2,7 +2,8 @@
 //!
 //! Written from the specification alone: it shares no code with the daemon. It reads the whole input in order,
 //! keeps for each user and alarm what is on record, and demands exactly the digests that follow: the bytes, the
-//! id, each once, in order per user; a split one joined from its parts. A message it cannot read must be among the dead letters, with its bytes.
+//! id, each once, in order per user; a split one joined from its parts. A message that is to be refused must be among the
+//! dead letters, with its id, its subject and its bytes, joined from its parts, too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -11,6 +12,8 @@ use futures::StreamExt;
 use serde_json::Value;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+
+use super::reading::{Said, read};
 
 /// One stored message.
 #[derive(Clone, Debug)]
@@ -38,8 +41,16 @@ struct OnRecord {
 pub(crate) struct Demand {
     /// In order of their requests: the user, the id, the bytes.
     pub(crate) digests: Vec<(String, String, String)>,
-    /// The bytes of what must be refused, in order.
-    pub(crate) refused: Vec<Vec<u8>>,
+    /// What must be refused, in order.
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// A dead letter: the id of the message that was refused, its subject as a header shows it, and its bytes.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Refused {
+    pub(crate) id: String,
+    pub(crate) subject: String,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// What the input demands, where more may be refused than what cannot be read.
@@ -47,39 +58,52 @@ pub(crate) fn demand(input: &[Stored], is_refused: impl Fn(&Stored) -> bool) -> 
     let mut users: BTreeMap<String, BTreeMap<String, OnRecord>> = BTreeMap::new();
     let mut demand = Demand::default();
     for message in input {
-        if is_refused(message) || apply(&mut users, message, &mut demand).is_none() {
-            demand.refused.push(message.payload.clone());
+        let said = read(&message.subject, &message.payload, message.nanos);
+        match said.filter(|_| !is_refused(message)) {
+            Some(said) => apply(&mut users, said, message, &mut demand),
+            None => demand.refused.push(Refused {
+                id: id_of(message),
+                subject: shown_in_a_header(&message.subject),
+                payload: message.payload.clone(),
+            }),
         }
     }
     demand
 }
 
-/// Applies one message; `None` when it cannot be read.
+/// The id of what is published for a message.
+fn id_of(message: &Stored) -> String {
+    format!("{}-{}", message.sequence, message.nanos)
+}
+
+/// The beginning of a text, on one line.
+fn shown_in_a_header(text: &str) -> String {
+    let mut shown = text.replace(|it: char| it.is_control(), " ");
+    shown.truncate(shown.floor_char_boundary(256));
+    shown.trim().to_owned()
+}
+
 fn apply(
     users: &mut BTreeMap<String, BTreeMap<String, OnRecord>>,
+    said: Said,
     message: &Stored,
     demand: &mut Demand,
-) -> Option<()> {
-    let json: Value = serde_json::from_slice(&message.payload).ok()?;
-    let text = |name: &str| json.as_object()?.get(name)?.as_str().map(str::to_owned);
-    let user = text("UserID").filter(|user| !user.is_empty())?;
-    if message.subject.starts_with("SendAlarmDigest") {
-        let alarms = users.entry(user.clone()).or_default();
-        if let Some(bytes) = digest(&user, alarms) {
-            demand.digests.push((
-                user,
-                format!("{}-{}", message.sequence, message.nanos),
-                bytes,
-            ));
+) {
+    let (user, alarm, status, at) = match said {
+        Said::Change {
+            user,
+            alarm,
+            status,
+            at,
+        } => (user, alarm, status.to_owned(), at),
+        Said::Request { user } => {
+            let alarms = users.entry(user.clone()).or_default();
+            if let Some(bytes) = digest(&user, alarms) {
+                demand.digests.push((user, id_of(message), bytes));
+            }
+            return;
         }
-        return Some(());
-    }
-    let alarm = text("AlarmID").filter(|alarm| !alarm.is_empty())?;
-    let status = text("Status")
-        .filter(|status| ["CLEARED", "WARNING", "CRITICAL"].contains(&status.as_str()))?;
-    let at = OffsetDateTime::parse(&text("ChangedAt")?, &Rfc3339)
-        .ok()?
-        .unix_timestamp_nanos();
+    };
     let alarms = users.entry(user).or_default();
     let fresh = OnRecord {
         at,
@@ -89,7 +113,7 @@ fn apply(
     };
     let Some(known) = alarms.get_mut(&alarm) else {
         alarms.insert(alarm, fresh);
-        return Some(());
+        return;
     };
     if at > known.at {
         let is_reported = known.is_reported && known.status == status;
@@ -101,7 +125,6 @@ fn apply(
         known.status = status;
         known.is_reported = false;
     }
-    Some(())
 }
 
 /// The digest of everything that is due, which then is not due any more.
@@ -154,24 +177,79 @@ pub(crate) async fn judge_refusing(
             num_messages(client, "TOCSIN_OUT").await >= num_digests as u64
                 && num_messages(client, "TOCSIN_DEAD_LETTER").await >= num_refused as u64
                 && num_whole(&read_stream(client, "TOCSIN_OUT").await) >= num_digests
+                && num_whole(&read_stream(client, "TOCSIN_DEAD_LETTER").await) >= num_refused
         },
     )
     .await;
     let output = read_stream(client, "TOCSIN_OUT").await;
     demand_exactly(&demand, &output);
-    let mut letters: Vec<_> = read_stream(client, "TOCSIN_DEAD_LETTER")
-        .await
-        .into_iter()
-        .map(|it| it.payload)
-        .collect();
+    let letters = read_stream(client, "TOCSIN_DEAD_LETTER").await;
+    let without_reason = letters.iter().filter(|it| it.reason.is_empty()).count();
+    assert_eq!(without_reason, 0, "dead letters without a reason");
+    let mut letters = join_dead_letters(letters);
     let mut refused = demand.refused;
     letters.sort();
     refused.sort();
+    let differing = letters.iter().zip(&refused).find(|(one, two)| one != two);
     assert!(
         letters == refused,
-        "{} dead letters for {num_refused} refused",
+        "{} dead letters for {num_refused} refused; the first that differ: {differing:?}",
         letters.len()
     );
+}
+
+/// Whole dead letters: the parts of each come in order, those of others between them.
+pub(crate) fn join_dead_letters(letters: Vec<Stored>) -> Vec<Refused> {
+    let mut whole: Vec<Refused> = Vec::new();
+    let mut unfinished: BTreeMap<String, (usize, Refused)> = BTreeMap::new();
+    for letter in letters {
+        let Some((part, num_parts)) = part_of(&letter) else {
+            whole.push(Refused {
+                id: letter.id,
+                subject: letter.original_subject,
+                payload: letter.payload,
+            });
+            continue;
+        };
+        let (id, _range) = letter.id.rsplit_once('.').expect("a part names its range");
+        let fresh = || {
+            let (id, subject) = (id.to_owned(), letter.original_subject.clone());
+            let payload = Vec::new();
+            (
+                0,
+                Refused {
+                    id,
+                    subject,
+                    payload,
+                },
+            )
+        };
+        let (num_seen, so_far) = unfinished.entry(id.to_owned()).or_insert_with(fresh);
+        *num_seen += 1;
+        assert_eq!(
+            *num_seen, part,
+            "the parts of dead letter {id} are out of order"
+        );
+        so_far.payload.extend(&letter.payload);
+        if part == num_parts {
+            whole.extend(unfinished.remove(id).map(|(_, letter)| letter));
+        }
+    }
+    assert!(
+        unfinished.is_empty(),
+        "dead letters without their last part: {:?}",
+        unfinished.keys()
+    );
+    whole
+}
+
+/// Which part of how many a message is.
+fn part_of(message: &Stored) -> Option<(usize, usize)> {
+    let (part, num_parts) = message.part.split_once('/')?;
+    Some((
+        part.parse().expect("a number"),
+        num_parts.parse().expect("a number"),
+    ))
 }
 
 fn demand_exactly(demand: &Demand, output: &[Stored]) {
@@ -234,11 +312,7 @@ fn join(
         .id
         .rsplit_once('.')
         .expect("the id of a part names its range");
-    let (part, num_parts) = message.part.split_once('/').expect("a part has a number");
-    let (part, num_parts): (usize, usize) = (
-        part.parse().expect("a number"),
-        num_parts.parse().expect("a number"),
-    );
+    let (part, num_parts) = part_of(message).expect("a part has a number");
     let so_far = unfinished
         .entry(user.to_owned())
         .or_insert_with(|| Unfinished {
@@ -266,12 +340,10 @@ fn join(
     })
 }
 
-/// How many digests are there to their last part.
+/// How many messages are there to their last part.
 fn num_whole(output: &[Stored]) -> usize {
-    let is_last = |message: &&Stored| {
-        let part = message.part.split_once('/');
-        part.is_none_or(|(part, num_parts)| part == num_parts)
-    };
+    let is_last =
+        |message: &&Stored| part_of(message).is_none_or(|(part, num_parts)| part == num_parts);
     output.iter().filter(is_last).count()
 }
 
@@ -336,10 +408,13 @@ pub(crate) async fn read_stream(client: &async_nats::Client, name: &str) -> Vec<
 mod tests {
     use super::*;
 
+    /// A minute of 2026, in nanoseconds.
+    const ARRIVED: i128 = 1_767_225_660_000_000_000;
+
     fn message(sequence: u64, subject: &str, payload: &str) -> Stored {
         Stored {
             sequence,
-            nanos: 7,
+            nanos: ARRIVED,
             id: String::new(),
             part: String::new(),
             original_subject: String::new(),
@@ -364,13 +439,39 @@ mod tests {
             message(5, "SendAlarmDigest", "{}"),
         ];
         let demand = demand(&input, |_| false);
-        assert_eq!(demand.refused, vec![b"{}".to_vec()]);
+        let refused = Refused {
+            id: format!("5-{ARRIVED}"),
+            subject: "SendAlarmDigest".to_owned(),
+            payload: b"{}".to_vec(),
+        };
+        assert_eq!(demand.refused, vec![refused]);
         let digest = "{\"UserID\":\"u\",\"ActiveAlarms\":[\
             {\"AlarmID\":\"a\",\"Status\":\"WARNING\",\"LatestChangedAt\":\"2026-01-01T00:00:01Z\"},\
             {\"AlarmID\":\"b\",\"Status\":\"CRITICAL\",\"LatestChangedAt\":\"2026-01-01T00:00:02Z\"}]}";
         assert_eq!(
             demand.digests,
-            vec![("u".to_owned(), "3-7".to_owned(), digest.to_owned())]
+            vec![("u".to_owned(), format!("3-{ARRIVED}"), digest.to_owned())]
+        );
+    }
+
+    #[test]
+    fn dead_letters_are_joined_from_their_parts() {
+        let part = |id: &str, part: &str, payload: &str| Stored {
+            id: id.to_owned(),
+            part: part.to_owned(),
+            ..message(1, "tocsin.dead_letter", payload)
+        };
+        let letters = vec![
+            part("5-7.0-2", "1/2", "ab"),
+            part("6-7", "", "whole"),
+            part("5-7.2-3", "2/2", "c"),
+        ];
+        let joined = join_dead_letters(letters);
+        let joined: Vec<_> = joined.into_iter().map(|it| (it.id, it.payload)).collect();
+        let expected = [("6-7", "whole"), ("5-7", "abc")];
+        assert_eq!(
+            joined,
+            expected.map(|(id, payload)| (id.to_owned(), payload.into()))
         );
     }
 }
