@@ -135,7 +135,7 @@ async fn stops_of_the_daemon_within_a_burst_are_clean_and_lose_and_repeat_nothin
     let setup = Setup::new(&nats);
     let client = nats.connect().await.client().clone();
     let mut daemon = setup.start_ready();
-    let load = Load::at(Pace::Full).in_bursts_of(4000);
+    let load = Load::at(Pace::Full).at_most(1_000_000).in_bursts_of(4000);
     let traffic = Traffic::start(&client, row.seed(), load).await;
     let mut random = Random(row.seed());
     let mut round = 0;

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::support::daemon::Setup;
+use crate::support::daemon::{Daemon, Setup};
 use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
-use crate::support::traffic::{Load, Pace, Traffic};
+use crate::support::traffic::{Load, Pace, Random, Traffic};
 use crate::support::{eventually, judge};
 
 /// Beyond the claim, within it, and beyond everything.
@@ -104,6 +104,51 @@ async fn freezes_of_the_broker_lose_and_repeat_nothing() {
             setup.num_logged(IS_OWNED) >= num_owned
         })
         .await;
+    }
+    judge::conclude(row, &client, traffic, daemon).await;
+}
+
+/// How many messages a daemon owes the broker, as it tells the service manager.
+fn num_owed(daemon: &mut Daemon) -> u64 {
+    while daemon.has_told("STATUS=") {
+        daemon.wait_for("STATUS=");
+    }
+    let status = daemon.wait_for("STATUS=");
+    let before = status.strip_suffix(" owed").expect("what is owed");
+    let num = before.rsplit(' ').next().and_then(|num| num.parse().ok());
+    num.expect("a number of what is owed")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn freezes_between_a_publish_and_its_confirmation_repeat_nothing() {
+    let mut row = Row::new(Rounds {
+        test: 2,
+        hour: 10,
+        full: 100,
+    });
+    let nats = Nats::start().await;
+    let setup = Setup::new(&nats).set("output.duplicate_window=1s");
+    let client = nats.connect().await.client().clone();
+    let mut daemon = setup.start_ready();
+    let load = Load::at(Pace::Full).in_bursts_of(3000);
+    let traffic = Traffic::start(&client, row.seed(), load).await;
+    let mut random = Random(row.seed());
+    while row.goes_on() {
+        loop {
+            traffic.after(200 + random.below(500)).await;
+            nats.pause();
+            if num_owed(&mut daemon) > 0 {
+                break;
+            }
+            nats.resume();
+        }
+        // What is owed lies in the broker's socket: it is stored and confirmed while the daemon stands still.
+        daemon.freeze();
+        nats.resume();
+        // The freeze itself: longer than an attempt waits, and than the broker remembers.
+        sleep(Duration::from_secs(7)).await;
+        daemon.thaw();
+        row.count("SIGSTOP between a publish and its confirmation", 1);
     }
     judge::conclude(row, &client, traffic, daemon).await;
 }

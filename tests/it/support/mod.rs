@@ -6,6 +6,7 @@ pub(crate) mod evidence;
 pub(crate) mod judge;
 pub(crate) mod nats;
 pub(crate) mod program;
+pub(crate) mod reading;
 pub(crate) mod toy;
 pub(crate) mod traffic;
 

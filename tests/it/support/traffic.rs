@@ -135,13 +135,13 @@ pub(crate) enum Pace {
     Paced(u64),
 }
 
+/// Both paces, for tests that must hold under either.
+pub(crate) const PACES: [Pace; 2] = [Pace::Full, Pace::Paced(500)];
+
 impl Pace {
-    /// Five rounds at a full pace, then five at 500 a second: for tests that must hold under both.
+    /// Five rounds at one pace, then five at the other.
     pub(crate) const fn in_turn(round: u64) -> Self {
-        match round / 5 % 2 {
-            0 => Self::Full,
-            _ => Self::Paced(500),
-        }
+        PACES[(round / 5 % 2) as usize]
     }
 }
 
