@@ -196,16 +196,17 @@ impl Daemon {
         self.child.id()
     }
 
-    /// Whether input flows before the time is over.
-    pub(crate) fn is_ready_within(&mut self, time: Duration) -> bool {
+    /// A line told to the service manager that begins so, if one is before the time is over.
+    pub(crate) fn told_within(&mut self, begin: &str, time: Duration) -> Option<String> {
         let deadline = Instant::now() + time;
-        loop {
+        while !self.has_told(begin) {
             let left = deadline.saturating_duration_since(Instant::now());
-            if self.has_told("READY=1") || left.is_zero() {
-                return self.has_told("READY=1");
+            if left.is_zero() {
+                return None;
             }
             self.hear(left);
         }
+        Some(self.wait_for(begin))
     }
 
     /// kill -9.
