@@ -215,11 +215,7 @@ async fn publish_until_answered(client: &async_nats::Client, subject: &str, payl
 #[tokio::test(flavor = "multi_thread")]
 async fn on_core_nats_every_answered_change_is_in_a_digest_after_kills() {
     const USERS: u64 = 4;
-    let mut row = Row::new(Rounds {
-        test: 40,
-        hour: 200,
-        full: 500,
-    });
+    let mut row = Row::new(Rounds::in_test(40));
     let nats = Nats::start_with(false, "").await;
     let setup = Setup::new(&nats);
     let client = nats.connect().await.client().clone();

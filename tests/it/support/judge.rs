@@ -229,7 +229,13 @@ pub(crate) async fn conclude(
     daemon: Daemon,
 ) {
     let confirmed = traffic.stop().await;
+    let published_at = Instant::now();
     let judged = judge_confirmed(client, &confirmed).await;
+    let took = published_at.elapsed().as_secs_f64();
+    row.fact(
+        "from the last message to the verdict",
+        format!("{took:.1} s"),
+    );
     assert!(daemon.stop().success(), "the daemon does not end well");
     judged.stays(client).await;
     judged.count_in(&mut row);
