@@ -8,6 +8,7 @@
 )]
 
 mod bad_input;
+mod bad_link;
 mod burst;
 mod bus_contract;
 mod bus_core;
@@ -37,7 +38,6 @@ mod readme;
 mod runtime;
 mod schema;
 mod server;
-mod slow_link;
 mod store_commands;
 mod store_contract;
 mod store_faults;

@@ -4,6 +4,7 @@ pub(crate) mod daemon;
 #[path = "../../evidence/row.rs"]
 pub(crate) mod evidence;
 pub(crate) mod judge;
+pub(crate) mod link;
 pub(crate) mod nats;
 pub(crate) mod program;
 pub(crate) mod toy;

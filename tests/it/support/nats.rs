@@ -7,7 +7,9 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_nats::jetstream::stream::{ClusterInfo, PeerInfo};
+use async_nats::Client;
+use async_nats::jetstream;
+use async_nats::jetstream::stream::{self, ClusterInfo, PeerInfo};
 use tempfile::TempDir;
 use tocsin::bus::connection::{Connection, Connector, Settings as Login};
 use tocsin::bus::server::{NatsServer, Port, Settings, find_program};
@@ -111,7 +113,7 @@ impl Cluster {
         }
         let cluster = Self { nodes };
         let client = cluster.connect().await.client().clone();
-        let jetstream = async_nats::jetstream::new(client);
+        let jetstream = jetstream::new(client);
         eventually("a leader of the cluster", async || {
             jetstream.query_account().await.is_ok()
         })
@@ -141,7 +143,7 @@ impl Cluster {
     }
 
     /// Waits until a stream has a leader and every copy of it is up to date; returns the leader's node.
-    pub(crate) async fn leader_of(&self, client: &async_nats::Client, stream: &str) -> usize {
+    pub(crate) async fn leader_of(&self, client: &Client, stream: &str) -> usize {
         self.leader_where(client, stream, |_, cluster| {
             let is_whole = |it: &PeerInfo| it.current && !it.offline;
             cluster.replicas.len() == self.nodes.len() - 1 && cluster.replicas.iter().all(is_whole)
@@ -152,7 +154,7 @@ impl Cluster {
     /// Waits until another node than this leads a stream.
     pub(crate) async fn next_leader_of(
         &self,
-        client: &async_nats::Client,
+        client: &Client,
         stream: &str,
         former: usize,
     ) -> usize {
@@ -162,11 +164,11 @@ impl Cluster {
 
     async fn leader_where(
         &self,
-        client: &async_nats::Client,
+        client: &Client,
         stream: &str,
         is_wanted: impl Fn(usize, &ClusterInfo) -> bool,
     ) -> usize {
-        let jetstream = async_nats::jetstream::new(client.clone());
+        let jetstream = jetstream::new(client.clone());
         let found = AtomicUsize::new(0);
         eventually(&format!("a leader of {stream}"), async || {
             let Ok(stream) = jetstream.get_stream(stream).await else {
@@ -227,4 +229,30 @@ pub(crate) fn launcher() -> Vec<OsString> {
     ];
     launcher.extend(entry.map(OsString::from));
     launcher
+}
+
+/// How many messages a stream holds; none when there is no such stream, or nobody to ask.
+pub(crate) async fn num_messages(client: &Client, name: &str) -> u64 {
+    let stream = jetstream::new(client.clone()).get_stream(name).await;
+    stream.map_or(0, |stream| stream.cached_info().state.messages)
+}
+
+/// Lets a stream take no more than so many messages, and refuse others; or any number again where it is negative.
+pub(crate) async fn limit_stream(client: &Client, name: &str, max_messages: i64) {
+    let context = jetstream::new(client.clone());
+    let stream = context.get_stream(name).await.expect("the stream exists");
+    let config = stream.cached_info().config.clone();
+    let limited = stream::Config {
+        max_messages,
+        discard: if max_messages < 0 {
+            stream::DiscardPolicy::Old
+        } else {
+            stream::DiscardPolicy::New
+        },
+        ..config
+    };
+    context
+        .update_stream(&limited)
+        .await
+        .expect("the stream can be changed");
 }

@@ -290,6 +290,12 @@ impl Confirmed {
         self.0.len() as u64
     }
 
+    /// With what was confirmed to other publishers.
+    pub(crate) fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+
     /// Says which confirmed message a stream does not hold where it was confirmed.
     pub(crate) fn missing_in(&self, stream: &[Stored]) -> Option<String> {
         let missing = self.0.iter().find(|(sequence, hash)| {
