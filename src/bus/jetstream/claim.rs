@@ -2,7 +2,8 @@
 //!
 //! | the claim in the stream | what a store does |
 //! |---|---|
-//! | none, or given back | takes it |
+//! | none, or given back | takes it; where another's was seen and is gone, after its time |
+//! | no stream | makes it anew |
 //! | its own, of an earlier process | takes it at once |
 //! | of another store, or of another process that took it from this one | waits until it was not renewed for its time, then takes it |
 //! | its own | renews it |
@@ -29,6 +30,7 @@ use tracing::{error, info, warn};
 
 use super::ClaimStream;
 use super::api::{Api, ApiError, code, no_answer};
+use super::streams::{Wanted, ensure};
 use crate::bus::connection::{Connection, jitter};
 use crate::bus::{BusError, Claim};
 use crate::core::ids::StoreId;
@@ -43,12 +45,16 @@ const EXPECTED_SEQUENCE_HEADER: &str = "Nats-Expected-Last-Subject-Sequence";
 /// Where the claim is, and for how long it lasts.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    pub(super) stream: String,
+    pub(super) stream: Wanted,
     pub(super) subject: String,
     pub(super) ttl: Duration,
 }
 
 impl Place {
+    fn name(&self) -> &str {
+        &self.stream.config.name
+    }
+
     fn renew_every(&self) -> Duration {
         self.ttl.mul_f64(0.3)
     }
@@ -257,6 +263,7 @@ impl Claimant {
                     self.say(format!(
                         "the claim of the input cannot be read or renewed: {error}"
                     ));
+                    self.make_anew().await;
                     self.place.renew_every() / 3
                 }
             };
@@ -273,7 +280,7 @@ impl Claimant {
             self.ours = None;
         }
         let Some((sequence, owner)) = self.look().await? else {
-            return self.take(0).await;
+            return self.take_from_nobody().await;
         };
         let is_ours_to_take = match &owner {
             // This process: a renewal whose answer was lost.
@@ -292,9 +299,14 @@ impl Claimant {
             Some(owner) => self.lose(owner),
             None => self.say(format!(
                 "{} holds something that is no claim; it is written over once it has stood there for {:?}",
-                self.place.stream, self.place.ttl
+                self.place.name(), self.place.ttl
             )),
         }
+        self.wait_out(sequence).await
+    }
+
+    /// Takes the claim of that sequence once it was seen unchanged for its time.
+    async fn wait_out(&mut self, sequence: u64) -> Result<Duration, ApiError> {
         let now = now();
         let rival = match &self.rival {
             Some(rival) if rival.sequence == sequence => rival,
@@ -310,6 +322,35 @@ impl Claimant {
         Ok(left
             .min(self.place.renew_every())
             .max(Duration::from_millis(10)))
+    }
+
+    /// Takes the claim where there is none; where there may have been another's, once that has ended.
+    async fn take_from_nobody(&mut self) -> Result<Duration, ApiError> {
+        let is_held = now() < *self.held_until.borrow();
+        let was_anothers = self.rival.is_some() && !is_held;
+        if was_anothers {
+            return self.wait_out(0).await;
+        }
+        self.take(0).await
+    }
+
+    /// Makes the stream anew when it is gone: else nobody could ever hold the claim again.
+    async fn make_anew(&mut self) {
+        let name = self.place.name();
+        let Err(ApiError::Refused {
+            code: code::STREAM_NOT_FOUND,
+            ..
+        }) = self.api.stream(name).await
+        else {
+            return;
+        };
+        error!(
+            stream = name,
+            "the stream of the claim is gone, making it anew"
+        );
+        if let Err(error) = ensure(&self.api, &self.place.stream).await {
+            self.say(error.to_string());
+        }
     }
 
     async fn take(&mut self, sequence: u64) -> Result<Duration, ApiError> {
@@ -376,7 +417,7 @@ impl Claimant {
     async fn look(&self) -> Result<Option<(u64, Option<Owner>)>, ApiError> {
         let found = self
             .api
-            .last_message(&self.place.stream, &self.place.subject)
+            .last_message(self.place.name(), &self.place.subject)
             .await?;
         let Some(message) = found else {
             return Ok(None);

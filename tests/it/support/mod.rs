@@ -3,6 +3,7 @@
 pub(crate) mod daemon;
 #[path = "../../evidence/row.rs"]
 pub(crate) mod evidence;
+pub(crate) mod heard;
 pub(crate) mod judge;
 pub(crate) mod link;
 pub(crate) mod nats;
