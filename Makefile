@@ -30,6 +30,7 @@ static:
 test: tools static
 	.ci/tools docs
 	.ci/tools systemd
+	.ci/tools clock
 	.ci/tools compose
 	PATH="$(TOOLS):$$PATH" $(CARGO) test
 

@@ -178,6 +178,11 @@ pub trait Output: Send + Sync {
         after: u64,
     ) -> BoxFuture<'static, Result<Vec<(String, u64)>, PublishError>>;
 
+    /// The time by which messages are stamped as they come; `None` while the broker has not told it yet.
+    fn now(&self) -> Option<Timestamp> {
+        Some(wall_clock())
+    }
+
     /// Publishes without confirmation: answers and telemetry.
     fn send(&self, subject: String, payload: Bytes);
 

@@ -22,7 +22,7 @@ use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use crate::bus::{Confirmation, Outbound, PublishError, wall_clock};
+use crate::bus::{Confirmation, Outbound, PublishError};
 use crate::core::ids::PartitionId;
 use crate::core::outbox::{Body, OutboxKey, Owed};
 use crate::core::partition::Domain;
@@ -140,8 +140,10 @@ impl<D: Domain> Producer<D> {
         let tried = self.known.get(&(publish.partition, publish.owed.key));
         let window = self.shared.edges.duplicate_window;
         // Another store may have answered it long ago: the id is the same whichever store does.
-        let age = wall_clock().since(publish.owed.since);
-        let is_old = window.is_some_and(|window| age > window / 2);
+        // By the broker's time: our clock may be wrong.
+        let now = self.shared.edges.output.now();
+        let is_old = window
+            .is_some_and(|window| now.is_none_or(|now| now.since(publish.owed.since) > window / 2));
         let may_be_stored = publish.owed.is_recovered || is_old || tried == Some(&Tried::Before);
         let attempts = async move {
             let ended = deliver(&shared, &lookups, &publish.owed, may_be_stored).await;
@@ -201,7 +203,8 @@ impl<D: Domain> Producer<D> {
                 Body::DeadLetter(_) => Observation::count(Metric::DeadLettersPublished, 1),
             });
             if !owed.is_recovered && matches!(owed.body, Body::Message(_)) {
-                let waited = wall_clock().since(owed.since).max(ended.took);
+                let now = self.shared.edges.output.now();
+                let waited = now.map_or(ended.took, |now| now.since(owed.since).max(ended.took));
                 observations.push(Observation::sample(
                     Metric::RequestToPublished,
                     waited.as_secs_f64(),

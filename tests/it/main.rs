@@ -14,6 +14,7 @@ mod bus_contract;
 mod bus_core;
 mod bus_jetstream;
 mod cli;
+mod clock;
 mod cluster;
 mod compose;
 mod config;

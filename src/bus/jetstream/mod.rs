@@ -207,8 +207,9 @@ impl JetStream {
             stream: wanted,
             is_searched_from: i == 0,
         });
-        let publisher = Publisher::new(publishing, targets.collect()).await?;
+        let targets = targets.collect();
         let (monitor, monitoring) = Monitor::start(control.clone(), input.config.name.clone());
+        let publisher = Publisher::new(publishing, targets, Arc::clone(&monitor)).await?;
         info!(stream = input.config.name, "the streams are ready");
         Ok(Self {
             reading,

@@ -27,11 +27,13 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, warn};
 
 use super::api::{Api, ApiError, code};
+use super::monitor::Monitor;
 use super::pull::{From, Pull};
 use super::streams::{Wanted, ensure};
 use crate::bus::connection::{Connection, State, Violation};
 use crate::bus::wire::MESSAGE_ID_HEADER;
 use crate::bus::{BusError, Confirmation, Outbound, Output, PublishError};
+use crate::core::time::Timestamp;
 
 /// How long one attempt waits for its answer, a connection included.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
@@ -56,6 +58,7 @@ pub(super) struct Target {
 pub(super) struct Publisher {
     shared: Arc<Shared>,
     targets: Arc<[Target]>,
+    monitor: Arc<Monitor>,
     _answers: Arc<AbortOnDropHandle<()>>,
     _keeping: Arc<AbortOnDropHandle<()>>,
 }
@@ -97,7 +100,11 @@ struct PubAckError {
 
 impl Publisher {
     /// Subscribes to the answers of everything that is published from now on.
-    pub(super) async fn new(api: Api, targets: Vec<Target>) -> Result<Self, BusError> {
+    pub(super) async fn new(
+        api: Api,
+        targets: Vec<Target>,
+        monitor: Arc<Monitor>,
+    ) -> Result<Self, BusError> {
         let connection = api.connection().clone();
         let inbox = connection.client().new_inbox();
         let answers = connection.client().subscribe(format!("{inbox}.*")).await;
@@ -120,6 +127,7 @@ impl Publisher {
         Ok(Self {
             shared,
             targets,
+            monitor,
             _answers: Arc::new(AbortOnDropHandle::new(connection.runtime().spawn(task))),
             _keeping: Arc::new(AbortOnDropHandle::new(connection.runtime().spawn(keeping))),
         })
@@ -269,6 +277,10 @@ impl Output for Publisher {
             found
         }
         .boxed()
+    }
+
+    fn now(&self) -> Option<Timestamp> {
+        self.monitor.now()
     }
 
     fn send(&self, subject: String, payload: Bytes) {
