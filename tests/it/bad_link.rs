@@ -105,7 +105,12 @@ impl Fault {
 }
 
 async fn start_traffic(client: &Client, random: &mut Random, pace: Pace) -> Traffic {
-    Traffic::start(client, random.next(), Load::at(pace).in_bursts_of(500)).await
+    Traffic::start(
+        client,
+        random.next(),
+        Load::at(pace).in_bursts_of(500).at_most(100_000),
+    )
+    .await
 }
 
 async fn digests_go_on(client: &Client, num_before: u64) {

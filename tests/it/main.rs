@@ -36,6 +36,7 @@ mod permissions;
 mod pictures;
 mod predecessor;
 mod readme;
+mod refusals;
 mod runtime;
 mod schema;
 mod server;
