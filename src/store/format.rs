@@ -39,6 +39,9 @@ pub const FRAME_BYTES: usize = 20;
 /// The bytes of a snapshot's end, its frame included.
 pub const END_BYTES: usize = FRAME_BYTES + 24;
 
+/// No head is longer: that of a segment with 4,096 partitions has a quarter of it.
+const MAX_HEAD_BYTES: u32 = 1 << 20;
+
 const SECTION_POSITION: u8 = 1;
 const SECTION_COMMIT: u8 = 2;
 const SECTION_CLAIM: u8 = 3;
@@ -265,6 +268,9 @@ impl HeadFields {
             return Err(FormatError::Newer(version));
         }
         let length = u32::from_le_bytes(reader.array()?);
+        if length > MAX_HEAD_BYTES {
+            return Err(FormatError::Bad("its head is longer than any"));
+        }
         Ok(Self {
             hasher: head_hasher(kind, version, length),
             checksum: u32::from_le_bytes(reader.array()?),
