@@ -31,6 +31,7 @@ test: tools static
 	.ci/tools docs
 	.ci/tools systemd
 	.ci/tools compose
+	.ci/tools disks
 	PATH="$(TOOLS):$$PATH" $(CARGO) test
 
 lint:

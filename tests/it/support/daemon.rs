@@ -19,6 +19,7 @@ pub(crate) struct Setup {
     folder: TempDir,
     sets: Vec<String>,
     env: Vec<(&'static str, String)>,
+    wrapper: Vec<String>,
 }
 
 /// A running daemon. Dropped, it is killed.
@@ -43,6 +44,7 @@ impl Setup {
             folder,
             sets: Vec::new(),
             env: Vec::new(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -55,6 +57,12 @@ impl Setup {
     /// Sets a variable of its environment.
     pub(crate) fn env(mut self, name: &'static str, value: &str) -> Self {
         self.env.push((name, value.to_owned()));
+        self
+    }
+
+    /// Starts it through another program that becomes it, or traces it from aside; none undoes this.
+    pub(crate) fn through<T: Into<String>>(mut self, wrapper: impl IntoIterator<Item = T>) -> Self {
+        self.wrapper = wrapper.into_iter().map(Into::into).collect();
         self
     }
 
@@ -73,8 +81,11 @@ impl Setup {
 
     /// The command that starts it.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tocsin"));
+        let words = self.wrapper.iter().map(String::as_str);
+        let mut words = words.chain([env!("CARGO_BIN_EXE_tocsin")]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .args(["serve", "--set", &format!("nats.url={}", self.url)])
             .args(["--set", &format!("store.path={}", self.store().display())])
             .args(["--set", "log.format=text"])
@@ -127,6 +138,13 @@ impl Setup {
         (output.status.code().unwrap_or(-1), last)
     }
 
+    /// Everything that its processes have logged, once none runs; the next begins a new log.
+    pub(crate) fn take_log(&self) -> String {
+        let log = self.log();
+        std::fs::remove_file(self.folder.path().join("log")).ok();
+        log
+    }
+
     /// Everything that its processes have logged.
     pub(crate) fn log(&self) -> String {
         read_log(&self.folder.path().join("log"))
@@ -150,6 +168,12 @@ impl Daemon {
     pub(crate) fn has_told(&mut self, begin: &str) -> bool {
         self.hear(Duration::from_millis(1));
         self.heard.iter().any(|line| line.starts_with(begin))
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let ended = self.child.try_wait();
+        ended.expect("the daemon is our child").is_some()
     }
 
     fn hear(&mut self, within: Duration) {

@@ -1,11 +1,14 @@
 //! What several subjects share.
 
 pub(crate) mod daemon;
+pub(crate) mod disk;
 #[path = "../../evidence/row.rs"]
 pub(crate) mod evidence;
 pub(crate) mod judge;
 pub(crate) mod nats;
 pub(crate) mod program;
+pub(crate) mod replay;
+pub(crate) mod strace;
 pub(crate) mod toy;
 pub(crate) mod traffic;
 
