@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::nats::Nats;
+use super::usage::Usage;
 
 /// How long a daemon may take to begin, or to end.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -18,6 +19,7 @@ pub(crate) struct Setup {
     url: String,
     folder: TempDir,
     sets: Vec<String>,
+    launcher: Vec<String>,
     env: Vec<(&'static str, String)>,
 }
 
@@ -42,6 +44,7 @@ impl Setup {
             url,
             folder,
             sets: Vec::new(),
+            launcher: Vec::new(),
             env: Vec::new(),
         }
     }
@@ -55,6 +58,12 @@ impl Setup {
     /// Sets a variable of its environment.
     pub(crate) fn env(mut self, name: &'static str, value: &str) -> Self {
         self.env.push((name, value.to_owned()));
+        self
+    }
+
+    /// Starts it through these words: the last of them becomes the daemon.
+    pub(crate) fn launched_by(mut self, words: Vec<String>) -> Self {
+        self.launcher = words;
         self
     }
 
@@ -73,8 +82,11 @@ impl Setup {
 
     /// The command that starts it.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tocsin"));
+        let words = self.launcher.iter().map(String::as_str);
+        let mut words = words.chain([env!("CARGO_BIN_EXE_tocsin")]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .args(["serve", "--set", &format!("nats.url={}", self.url)])
             .args(["--set", &format!("store.path={}", self.store().display())])
             .args(["--set", "log.format=text"])
@@ -182,6 +194,11 @@ impl Daemon {
             );
             self.hear(Duration::from_millis(200));
         }
+    }
+
+    /// What it uses at this moment.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage::of(self.pid()).expect("the daemon runs")
     }
 
     /// Its process id.

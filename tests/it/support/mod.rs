@@ -1,13 +1,16 @@
 //! What several subjects share.
 
+pub(crate) mod cgroup;
 pub(crate) mod daemon;
 #[path = "../../evidence/row.rs"]
 pub(crate) mod evidence;
 pub(crate) mod judge;
 pub(crate) mod nats;
+pub(crate) mod pressure;
 pub(crate) mod program;
 pub(crate) mod toy;
 pub(crate) mod traffic;
+pub(crate) mod usage;
 
 use std::time::Duration;
 
