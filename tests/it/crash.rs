@@ -9,9 +9,11 @@ use futures::StreamExt;
 use tokio::time::timeout;
 
 use crate::support::daemon::Setup;
-use crate::support::evidence::{Row, Rounds};
+use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
-use crate::support::traffic::{Random, Traffic, change, message_for_large_digests, request};
+use crate::support::traffic::{
+    Load, Pace, Random, Traffic, change, message_for_large_digests, request,
+};
 use crate::support::{eventually, judge};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -25,7 +27,7 @@ async fn kills_of_the_daemon_lose_and_repeat_nothing() {
     let setup = Setup::new(&nats).set("input.in_flight=500");
     let client = nats.connect().await.client().clone();
     let mut daemon = setup.start_ready();
-    let traffic = Traffic::start(&client, 0);
+    let traffic = Traffic::start(&client, 0, Load::at(Pace::Full).in_bursts_of(500)).await;
     let mut random = Random(row.seed());
     let mut round = 0;
     while row.goes_on() {
@@ -52,7 +54,7 @@ async fn kills_of_the_broker_and_of_the_daemon_lose_and_repeat_nothing() {
     let setup = Setup::new(&nats);
     let client = nats.connect().await.client().clone();
     let mut daemon = setup.start_ready();
-    let traffic = Traffic::start(&client, 10);
+    let traffic = Traffic::start(&client, 10, Load::at(Pace::Full).in_bursts_of(500)).await;
     let mut random = Random(7);
     for round in 0..10 {
         traffic.after(100 + random.below(200)).await;
@@ -77,7 +79,12 @@ async fn split_digests_survive_kills_freezes_and_another_number_of_actors() {
     let mut setup = Setup::new(&nats).set("output.duplicate_window=1s");
     let client = nats.connect().await.client().clone();
     let mut daemon = setup.start_ready();
-    let traffic = Traffic::start_with(&client, 20, message_for_large_digests);
+    let traffic = Traffic::start(
+        &client,
+        20,
+        Load::at(Pace::Paced(500)).of(message_for_large_digests),
+    )
+    .await;
     let mut random = Random(4711);
     for round in 0..30 {
         traffic.after(50 + random.below(150)).await;
