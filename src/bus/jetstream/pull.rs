@@ -5,7 +5,7 @@
 //! | a message with the next consumer sequence | yielded |
 //! | any other sequence, an error, the end of the subscription, silence | [`Broken`]: the owner begins anew |
 //! | a heartbeat that counts more than was seen | [`Broken`] |
-//! | the end of a request | the rest of it is asked for again |
+//! | the end of a request, by time or by bytes | the rest of it is asked for again |
 //!
 //! Nothing is acknowledged: the place is the owner's. The consumer lives in the broker's memory, under a name
 //! of its own, and is gone half a minute after we are. On the way of a message there is no wait, no copy of
@@ -31,6 +31,9 @@ use crate::core::time::Timestamp;
 const BATCH: u64 = 1000;
 /// Messages asked for and not yet here, at most. Far below a subscription's capacity, which drops.
 const MAX_OUTSTANDING: u64 = 4 * BATCH;
+/// Bytes of one request, until a single message is larger. A prime: no number of equal messages fills it to
+/// the byte, which would end the request without a word.
+const MAX_BYTES: u64 = 4_194_301;
 const EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Silence that long is no heartbeat missed twice, but a consumer that is gone.
@@ -150,7 +153,6 @@ pub(super) struct Pull {
     subscriber: Subscriber,
     inbox: Subject,
     next_request: Subject,
-    request_body: Bytes,
     delete_request: String,
     order: Order,
     is_empty: bool,
@@ -194,17 +196,11 @@ impl Pull {
         let what = format!("CONSUMER.CREATE.{stream}.{name}");
         let created: Created = api.call(&what, &request).await?;
         created.config.compare(&config)?;
-        let request_body = format!(
-            r#"{{"batch":{BATCH},"expires":{},"idle_heartbeat":{}}}"#,
-            EXPIRES.as_nanos(),
-            HEARTBEAT.as_nanos()
-        );
         Ok(Self {
             api: api.clone(),
             subscriber,
             inbox,
             next_request: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}").into(),
-            request_body: request_body.into(),
             delete_request: format!("CONSUMER.DELETE.{stream}.{name}"),
             order: Order::new(stream, &name),
             is_empty: created.num_pending == Some(0),
@@ -249,7 +245,7 @@ impl Pull {
             let asked = client.publish_with_reply(
                 self.next_request.clone(),
                 self.inbox.clone(),
-                self.request_body.clone(),
+                self.order.request().into(),
             );
             asked.await.map_err(broken)?;
             self.order.num_outstanding += BATCH;
@@ -267,6 +263,8 @@ struct Order {
     numbers_at: usize,
     last_consumer_sequence: u64,
     num_outstanding: u64,
+    /// Bytes of one request from now on.
+    max_bytes: u64,
     subjects: Subjects,
 }
 
@@ -277,8 +275,18 @@ impl Order {
             numbers_at: 0,
             last_consumer_sequence: 0,
             num_outstanding: 0,
+            max_bytes: MAX_BYTES,
             subjects: Subjects::default(),
         }
+    }
+
+    /// A request for more: without a bound of its bytes a few large messages would fill the memory.
+    fn request(&self) -> String {
+        let (max_bytes, expires) = (self.max_bytes, EXPIRES.as_nanos());
+        let heartbeat = HEARTBEAT.as_nanos();
+        format!(
+            r#"{{"batch":{BATCH},"max_bytes":{max_bytes},"expires":{expires},"idle_heartbeat":{heartbeat}}}"#
+        )
     }
 
     fn poll_take(
@@ -352,6 +360,15 @@ impl Order {
             404 | 408 => {
                 let unused: u64 = number("Nats-Pending-Messages").unwrap_or(BATCH);
                 self.num_outstanding = self.num_outstanding.saturating_sub(unused);
+                Ok(())
+            }
+            409 if text.contains("MaxBytes") => {
+                let unused: u64 = number("Nats-Pending-Messages").unwrap_or(BATCH);
+                self.num_outstanding = self.num_outstanding.saturating_sub(unused);
+                if unused == BATCH {
+                    // Not even the next message fits: streams hold what an earlier `max_payload` let through.
+                    self.max_bytes *= 2;
+                }
                 Ok(())
             }
             503 => Err(broken("the consumer is gone")),
