@@ -38,6 +38,7 @@ mod runtime;
 mod schema;
 mod server;
 mod slow_link;
+mod soak;
 mod store_commands;
 mod store_contract;
 mod store_faults;

@@ -183,7 +183,9 @@ fn parent_of(controller: Controller) -> (Version, PathBuf) {
         return (Version::One, if own.is_dir() { own } else { mount });
     }
     let mount = [Path::new(MOUNT).join("unified"), MOUNT.into()];
-    let mount = mount.into_iter().find(|it| it.join("cgroup.controllers").is_file());
+    let mount = mount
+        .into_iter()
+        .find(|it| it.join("cgroup.controllers").is_file());
     let (Some(path), Some(mount)) = (path_in(&|number, _| number == "0"), mount) else {
         panic!("no control groups with {name} below {MOUNT}");
     };

@@ -25,7 +25,8 @@ impl Usage {
             let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
             value.split_whitespace().next()?.parse::<u64>().ok()
         };
-        let num_in = |folder: &str| Some(fs::read_dir(format!("/proc/{pid}/{folder}")).ok()?.count() as u64);
+        let num_in =
+            |folder: &str| Some(fs::read_dir(format!("/proc/{pid}/{folder}")).ok()?.count() as u64);
         Some(Self {
             // A zombie has none.
             resident: field("VmRSS")? * 1024,
