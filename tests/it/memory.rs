@@ -1,6 +1,8 @@
 //! A limit on the daemon's memory: a long backlog, and one of large messages, is drained below it, and a kill for
 //! want of memory loses nothing.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use crate::support::cgroup::Cgroup;
@@ -12,24 +14,36 @@ use crate::support::traffic::Random;
 use crate::support::usage::{MIB, mib};
 use crate::support::{eventually, judge};
 
+/// The default of `input.in_flight`.
+const IN_FLIGHT: u64 = 65_536;
+
 /// A daemon that has made its streams and ended.
-fn setup_with_streams(nats: &Nats, memory: &Cgroup) -> Setup {
-    let setup = Setup::new(nats).launched_by(memory.launcher());
+fn setup_with_streams(nats: &Nats, memory: &Cgroup, in_flight: u64) -> Setup {
+    let setup = Setup::new(nats)
+        .launched_by(memory.launcher())
+        .set(&format!("input.in_flight={in_flight}"));
     assert!(setup.start_ready().stop().success());
     setup
+}
+
+/// Resolves when the kernel killed the daemon.
+async fn killed(memory: &Cgroup) {
+    while memory.num_oom_kills() == 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Drains a backlog of a cycle below a limit.
 async fn drain_below(
     mut row: Row,
-    limit: u64,
+    (limit, in_flight): (u64, u64),
     cycle: Cycle,
     per_round: u64,
     make: fn(Cycle, u64) -> String,
 ) {
     let nats = Nats::start().await;
     let memory = Cgroup::of_memory(limit);
-    let setup = setup_with_streams(&nats, &memory);
+    let setup = setup_with_streams(&nats, &memory, in_flight);
     let publishers = Publishers::connect(&nats).await;
     let client = nats.connect().await.client().clone();
     let mut num = 0;
@@ -42,7 +56,10 @@ async fn drain_below(
     publishers.publish(0..cycle.num_users, request).await;
     let began = Instant::now();
     let daemon = setup.start_ready();
-    cycle.judge(&client, num).await;
+    tokio::select! {
+        () = cycle.judge(&client, num) => {}
+        () = killed(&memory) => panic!("killed for want of memory below {}", mib(limit)),
+    }
     let took = began.elapsed();
     assert_eq!(memory.num_oom_kills(), 0);
     let peak = daemon.usage().peak;
@@ -78,7 +95,7 @@ async fn a_long_backlog_is_drained_below_a_limit_of_memory() {
         hour: 10,
         full: 100,
     });
-    drain_below(row, 300 * MIB, cycle, 100_000, Cycle::change).await;
+    drain_below(row, (300 * MIB, IN_FLIGHT), cycle, 100_000, Cycle::change).await;
 }
 
 /// A change with up to 200 KB of what nobody reads.
@@ -99,7 +116,8 @@ async fn a_backlog_of_large_messages_is_drained_below_a_limit_of_memory() {
         hour: 20,
         full: 100,
     });
-    drain_below(row, 160 * MIB, cycle, 1000, large_change).await;
+    // One at a time makes the store slow: the broker sends them faster than they are taken.
+    drain_below(row, (96 * MIB, 1), cycle, 1000, large_change).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -113,7 +131,7 @@ async fn kills_for_want_of_memory_lose_and_repeat_nothing() {
     });
     let nats = Nats::start().await;
     let enough = Cgroup::of_memory(300 * MIB);
-    let setup = setup_with_streams(&nats, &enough);
+    let setup = setup_with_streams(&nats, &enough, IN_FLIGHT);
     let publishers = Publishers::connect(&nats).await;
     let client = nats.connect().await.client().clone();
     let mut random = Random(row.seed());

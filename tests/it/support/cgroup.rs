@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 const MOUNT: &str = "/sys/fs/cgroup";
 /// How long one window of the processors' quota is, in microseconds.
-const PERIOD_US: u64 = 100_000;
+const PERIOD_US: u64 = 200_000;
 /// Enters the groups named before `--`, then becomes what is named behind it.
 const ENTER: &str =
     r#"while [ "$1" != -- ]; do echo $$ > "$1" || exit 1; shift; done; shift; exec "$@""#;
@@ -79,11 +79,11 @@ impl Cgroup {
         let quota = thousandths.map(|it| it * PERIOD_US / 1000);
         match self.version {
             Version::One => {
-                let quota = quota.map_or("-1".to_owned(), |quota| quota.to_string());
+                let quota = quota.map_or_else(|| "-1".to_owned(), |quota| quota.to_string());
                 self.write("cpu.cfs_quota_us", &quota);
             }
             Version::Two => {
-                let quota = quota.map_or("max".to_owned(), |quota| quota.to_string());
+                let quota = quota.map_or_else(|| "max".to_owned(), |quota| quota.to_string());
                 self.write("cpu.max", &format!("{quota} {PERIOD_US}"));
             }
         }

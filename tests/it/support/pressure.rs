@@ -305,10 +305,10 @@ impl Caller {
             let published = self.client.publish(subject, payload.into());
             published.await.expect("published");
         }
-        let begin = format!("{{\"UserID\":\"{}\"", self.user);
+        let of_user = format!("{{\"UserID\":\"{}\"", self.user);
         let answered = async {
             while let Some(digest) = self.digests.next().await {
-                if digest.payload.starts_with(begin.as_bytes())
+                if digest.payload.starts_with(of_user.as_bytes())
                     && String::from_utf8_lossy(&digest.payload).contains(&alarm)
                 {
                     return;
