@@ -1,6 +1,7 @@
 //! The real program as its own process, told apart from others by its folder; gone with the guard.
 
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::nats::Nats;
+use super::program::wait_until_frozen;
 use super::usage::Usage;
 
 /// How long a daemon may take to begin, or to end.
@@ -139,6 +141,11 @@ impl Setup {
         (output.status.code().unwrap_or(-1), last)
     }
 
+    /// How often its processes have logged a text.
+    pub(crate) fn num_logged(&self, text: &str) -> u64 {
+        self.log().matches(text).count() as u64
+    }
+
     /// Everything that its processes have logged.
     pub(crate) fn log(&self) -> String {
         read_log(&self.folder.path().join("log"))
@@ -206,10 +213,24 @@ impl Daemon {
         self.child.id()
     }
 
+    /// Whether input flows before the time is over.
+    pub(crate) fn is_ready_within(&mut self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.has_told("READY=1") || left.is_zero() {
+                return self.has_told("READY=1");
+            }
+            self.hear(left);
+        }
+    }
+
     /// kill -9.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("the daemon can be killed");
-        self.child.wait().expect("the daemon can be waited for");
+        let status = self.child.wait().expect("the daemon can be waited for");
+        let signal = status.signal();
+        assert_eq!(signal, Some(Signal::KILL.as_raw()), "ended before");
     }
 
     /// Sends SIGTERM.
@@ -220,6 +241,7 @@ impl Daemon {
     /// Stops it where it is, as a debugger or a full memory does.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
+        wait_until_frozen(self.child.id());
     }
 
     /// Lets it go on.

@@ -2,7 +2,8 @@
 //!
 //! Written from the specification alone: it shares no code with the daemon. It reads the whole input in order,
 //! keeps for each user and alarm what is on record, and demands exactly the digests that follow: the bytes, the
-//! id, each once, in order per user; a split one joined from its parts. A message it cannot read must be among the dead letters, with its bytes.
+//! id, each once, in order per user; a split one joined from its parts. A message that is to be refused must be among the
+//! dead letters, with its id, its subject and its bytes, joined from its parts, too.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::Duration;
@@ -14,8 +15,11 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
+use super::daemon::Daemon;
 use super::evidence::Row;
-use super::traffic::Confirmed;
+use super::traffic::{Confirmed, Traffic};
+
+use super::reading::{Said, read};
 
 /// One stored message.
 #[derive(Clone, Debug)]
@@ -43,8 +47,16 @@ struct OnRecord {
 pub(crate) struct Demand {
     /// In order of their requests: the user, the id, the bytes.
     pub(crate) digests: Vec<(String, String, String)>,
-    /// The bytes of what must be refused, in order.
-    pub(crate) refused: Vec<Vec<u8>>,
+    /// What must be refused, in order.
+    pub(crate) refused: Vec<Refused>,
+}
+
+/// A dead letter: the id of the message that was refused, its subject as a header shows it, and its bytes.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Refused {
+    pub(crate) id: String,
+    pub(crate) subject: String,
+    pub(crate) payload: Vec<u8>,
 }
 
 /// What the input demands, where more may be refused than what cannot be read.
@@ -52,39 +64,52 @@ pub(crate) fn demand(input: &[Stored], is_refused: impl Fn(&Stored) -> bool) -> 
     let mut users: BTreeMap<String, BTreeMap<String, OnRecord>> = BTreeMap::new();
     let mut demand = Demand::default();
     for message in input {
-        if is_refused(message) || apply(&mut users, message, &mut demand).is_none() {
-            demand.refused.push(message.payload.clone());
+        let said = read(&message.subject, &message.payload, message.nanos);
+        match said.filter(|_| !is_refused(message)) {
+            Some(said) => apply(&mut users, said, message, &mut demand),
+            None => demand.refused.push(Refused {
+                id: id_of(message),
+                subject: shown_in_a_header(&message.subject),
+                payload: message.payload.clone(),
+            }),
         }
     }
     demand
 }
 
-/// Applies one message; `None` when it cannot be read.
+/// The id of what is published for a message.
+fn id_of(message: &Stored) -> String {
+    format!("{}-{}", message.sequence, message.nanos)
+}
+
+/// The beginning of a text, on one line.
+fn shown_in_a_header(text: &str) -> String {
+    let mut shown = text.replace(|it: char| it.is_control(), " ");
+    shown.truncate(shown.floor_char_boundary(256));
+    shown.trim().to_owned()
+}
+
 fn apply(
     users: &mut BTreeMap<String, BTreeMap<String, OnRecord>>,
+    said: Said,
     message: &Stored,
     demand: &mut Demand,
-) -> Option<()> {
-    let json: Value = serde_json::from_slice(&message.payload).ok()?;
-    let text = |name: &str| json.as_object()?.get(name)?.as_str().map(str::to_owned);
-    let user = text("UserID").filter(|user| !user.is_empty())?;
-    if message.subject.starts_with("SendAlarmDigest") {
-        let alarms = users.entry(user.clone()).or_default();
-        if let Some(bytes) = digest(&user, alarms) {
-            demand.digests.push((
-                user,
-                format!("{}-{}", message.sequence, message.nanos),
-                bytes,
-            ));
+) {
+    let (user, alarm, status, at) = match said {
+        Said::Change {
+            user,
+            alarm,
+            status,
+            at,
+        } => (user, alarm, status.to_owned(), at),
+        Said::Request { user } => {
+            let alarms = users.entry(user.clone()).or_default();
+            if let Some(bytes) = digest(&user, alarms) {
+                demand.digests.push((user, id_of(message), bytes));
+            }
+            return;
         }
-        return Some(());
-    }
-    let alarm = text("AlarmID").filter(|alarm| !alarm.is_empty())?;
-    let status = text("Status")
-        .filter(|status| ["CLEARED", "WARNING", "CRITICAL"].contains(&status.as_str()))?;
-    let at = OffsetDateTime::parse(&text("ChangedAt")?, &Rfc3339)
-        .ok()?
-        .unix_timestamp_nanos();
+    };
     let alarms = users.entry(user).or_default();
     let fresh = OnRecord {
         at,
@@ -94,7 +119,7 @@ fn apply(
     };
     let Some(known) = alarms.get_mut(&alarm) else {
         alarms.insert(alarm, fresh);
-        return Some(());
+        return;
     };
     if at > known.at {
         let is_reported = known.is_reported && known.status == status;
@@ -106,7 +131,6 @@ fn apply(
         known.status = status;
         known.is_reported = false;
     }
-    Some(())
 }
 
 /// The digest of everything that is due, which then is not due any more.
@@ -152,6 +176,8 @@ pub(crate) struct Judged {
     pub(crate) confirmed: u64,
     /// Messages of the output: digests, or parts of them.
     published: u64,
+    /// Messages of the dead letters, or parts of them.
+    buried: u64,
 }
 
 impl Judged {
@@ -173,7 +199,7 @@ impl Judged {
         let published = num_messages("TOCSIN_OUT").await;
         assert_eq!(published, self.published, "published after all was there");
         let letters = num_messages("TOCSIN_DEAD_LETTER").await;
-        assert_eq!(letters, self.dead_letters, "refused after all was there");
+        assert_eq!(letters, self.buried, "refused after all was there");
     }
 }
 
@@ -193,6 +219,21 @@ pub(crate) async fn judge_refusing(
 /// The same, and the input must hold what was confirmed to its publishers.
 pub(crate) async fn judge_confirmed(client: &async_nats::Client, confirmed: &Confirmed) -> Judged {
     judge_with(client, confirmed, |_| false).await
+}
+
+/// Ends the traffic and the daemon of a row: all must be published then, nothing twice, and nothing afterwards.
+pub(crate) async fn conclude(
+    mut row: Row,
+    client: &async_nats::Client,
+    traffic: Traffic,
+    daemon: Daemon,
+) {
+    let confirmed = traffic.stop().await;
+    let judged = judge_confirmed(client, &confirmed).await;
+    assert!(daemon.stop().success(), "the daemon does not end well");
+    judged.stays(client).await;
+    judged.count_in(&mut row);
+    row.close();
 }
 
 async fn judge_with(
@@ -216,7 +257,7 @@ async fn judge_with(
             grown_at = Instant::now();
         }
         let is_there = num_whole(&output.stored) >= demand.digests.len()
-            && letters.stored.len() >= demand.refused.len();
+            && num_whole(&letters.stored) >= demand.refused.len();
         if is_there || grown_at.elapsed() > SILENCE {
             break;
         }
@@ -233,30 +274,83 @@ async fn judge_with(
         dead_letters: demand.refused.len() as u64,
         confirmed: confirmed.num(),
         published: output.stored.len() as u64,
+        buried: letters.stored.len() as u64,
     }
 }
 
 /// Says what is wrong first.
 fn verdict(demand: &Demand, output: &[Stored], letters: &[Stored]) -> Result<(), String> {
     demand_exactly(demand, output)?;
-    let mut left: HashMap<&[u8], i64> = HashMap::new();
+    if letters.iter().any(|it| it.reason.is_empty()) {
+        return Err("a dead letter names no reason".to_owned());
+    }
+    let letters = join_dead_letters(letters.to_vec());
+    let mut left: HashMap<&Refused, i64> = HashMap::new();
     for refused in &demand.refused {
         *left.entry(refused).or_default() += 1;
     }
+    for letter in &letters {
+        *left.entry(letter).or_default() -= 1;
+    }
+    let wrong = left.into_iter().find(|(_, num)| *num != 0);
+    let Some((letter, num)) = wrong else {
+        return Ok(());
+    };
+    let what = if num > 0 {
+        "no dead letter for"
+    } else {
+        "a dead letter too many:"
+    };
+    let bytes = String::from_utf8_lossy(&letter.payload);
+    Err(format!(
+        "{what} {} on {}, {bytes}",
+        letter.id, letter.subject
+    ))
+}
+
+/// Whole dead letters: the parts of each come in order, those of others between them.
+pub(crate) fn join_dead_letters(letters: Vec<Stored>) -> Vec<Refused> {
+    let mut whole: Vec<Refused> = Vec::new();
+    let mut unfinished: BTreeMap<String, (usize, Refused)> = BTreeMap::new();
     for letter in letters {
-        *left.entry(&letter.payload).or_default() -= 1;
+        let Some((part, num_parts)) = part_of(&letter) else {
+            whole.push(Refused {
+                id: letter.id,
+                subject: letter.original_subject,
+                payload: letter.payload,
+            });
+            continue;
+        };
+        let (id, _range) = letter.id.rsplit_once('.').expect("a part names its range");
+        let fresh = || {
+            let (id, subject) = (id.to_owned(), letter.original_subject.clone());
+            let payload = Vec::new();
+            (
+                0,
+                Refused {
+                    id,
+                    subject,
+                    payload,
+                },
+            )
+        };
+        let (num_seen, so_far) = unfinished.entry(id.to_owned()).or_insert_with(fresh);
+        *num_seen += 1;
+        assert_eq!(
+            *num_seen, part,
+            "the parts of dead letter {id} are out of order"
+        );
+        so_far.payload.extend(&letter.payload);
+        if part == num_parts {
+            whole.extend(unfinished.remove(id).map(|(_, letter)| letter));
+        }
     }
-    match left.iter().find(|(_, num)| **num != 0) {
-        Some((bytes, num)) if *num > 0 => Err(format!(
-            "no dead letter for {}",
-            String::from_utf8_lossy(bytes)
-        )),
-        Some((bytes, _)) => Err(format!(
-            "a dead letter too many: {}",
-            String::from_utf8_lossy(bytes)
-        )),
-        None => Ok(()),
-    }
+    assert!(
+        unfinished.is_empty(),
+        "dead letters without their last part: {:?}",
+        unfinished.keys()
+    );
+    whole
 }
 
 fn demand_exactly(demand: &Demand, output: &[Stored]) -> Result<(), String> {
@@ -353,7 +447,7 @@ fn part_of(message: &Stored) -> Option<(usize, usize)> {
     Some((part.parse().ok()?, num_parts.parse().ok()?))
 }
 
-/// How many digests are there to their last part.
+/// How many messages are there to their last part.
 fn num_whole(output: &[Stored]) -> usize {
     let is_last = |message: &&Stored| {
         let part = part_of(message);
@@ -458,10 +552,13 @@ mod tests {
     use super::super::traffic::{change, request};
     use super::*;
 
+    /// A minute of 2026, in nanoseconds.
+    const ARRIVED: i128 = 1_767_225_660_000_000_000;
+
     fn message(sequence: u64, subject: &str, payload: &str) -> Stored {
         Stored {
             sequence,
-            nanos: 7,
+            nanos: ARRIVED,
             id: String::new(),
             part: String::new(),
             original_subject: String::new(),
@@ -485,13 +582,39 @@ mod tests {
             message(5, "SendAlarmDigest", "{}"),
         ];
         let demand = demand(&input, |_| false);
-        assert_eq!(demand.refused, vec![b"{}".to_vec()]);
+        let refused = Refused {
+            id: format!("5-{ARRIVED}"),
+            subject: "SendAlarmDigest".to_owned(),
+            payload: b"{}".to_vec(),
+        };
+        assert_eq!(demand.refused, vec![refused]);
         let digest = "{\"UserID\":\"u\",\"ActiveAlarms\":[\
             {\"AlarmID\":\"a\",\"Status\":\"WARNING\",\"LatestChangedAt\":\"2026-01-01T00:00:01Z\"},\
             {\"AlarmID\":\"b\",\"Status\":\"CRITICAL\",\"LatestChangedAt\":\"2026-01-01T00:00:02Z\"}]}";
         assert_eq!(
             demand.digests,
-            vec![("u".to_owned(), "3-7".to_owned(), digest.to_owned())]
+            vec![("u".to_owned(), format!("3-{ARRIVED}"), digest.to_owned())]
+        );
+    }
+
+    #[test]
+    fn dead_letters_are_joined_from_their_parts() {
+        let part = |id: &str, part: &str, payload: &str| Stored {
+            id: id.to_owned(),
+            part: part.to_owned(),
+            ..message(1, "tocsin.dead_letter", payload)
+        };
+        let letters = vec![
+            part("5-7.0-2", "1/2", "ab"),
+            part("6-7", "", "whole"),
+            part("5-7.2-3", "2/2", "c"),
+        ];
+        let joined = join_dead_letters(letters);
+        let joined: Vec<_> = joined.into_iter().map(|it| (it.id, it.payload)).collect();
+        let expected = [("6-7", "whole"), ("5-7", "abc")];
+        assert_eq!(
+            joined,
+            expected.map(|(id, payload)| (id.to_owned(), payload.into()))
         );
     }
 
@@ -515,7 +638,12 @@ mod tests {
             ..message(0, "AlarmDigest", bytes)
         });
         let refused = demand.refused.iter();
-        let letters = refused.map(|bytes| message(0, "", &String::from_utf8_lossy(bytes)));
+        let letters = refused.map(|refused| Stored {
+            id: refused.id.clone(),
+            original_subject: refused.subject.clone(),
+            reason: "because".to_owned(),
+            ..message(0, "", &String::from_utf8_lossy(&refused.payload))
+        });
         let (digests, letters) = (digests.collect(), letters.collect());
         (demand, digests, letters)
     }
@@ -544,6 +672,7 @@ mod tests {
             after(|output, _| output[3].payload.truncate(20)),
             after(|_, letters| drop(letters.pop())),
             after(|_, letters| letters.push(letters[0].clone())),
+            after(|_, letters| letters[1].reason.clear()),
         ];
         let begins: Vec<&str> = said.iter().map(|it| it.get(..20).unwrap_or(it)).collect();
         let wanted = [
@@ -557,8 +686,9 @@ mod tests {
             "user u got the diges",
             "user u got the diges",
             "a digest is no JSON",
-            "no dead letter for {",
+            "no dead letter for 1",
             "a dead letter too ma",
+            "a dead letter names ",
         ];
         assert_eq!(begins, wanted);
         // Between users there is no order.
@@ -593,15 +723,18 @@ mod tests {
 
     #[test]
     fn a_part_that_is_lost_repeated_or_swapped_is_said() {
+        let id = format!("3-{ARRIVED}");
+        let order =
+            |part, before| format!("user u got part {part} of {id} after part {before} of {id}");
         assert_eq!(in_parts(|_| {}), "");
         let lost = in_parts(|output| drop(output.pop()));
         assert_eq!(lost, "a digest of user u lacks its last part");
         let lost = in_parts(|output| drop(output.remove(0)));
-        assert_eq!(lost, "user u got part 2 of 3-7 after part 0 of 3-7");
+        assert_eq!(lost, order(2, 0));
         let swapped = in_parts(|output| output.swap(0, 1));
-        assert_eq!(swapped, "user u got part 2 of 3-7 after part 0 of 3-7");
+        assert_eq!(swapped, order(2, 0));
         let repeated = in_parts(|output| output.insert(1, output[0].clone()));
-        assert_eq!(repeated, "user u got part 1 of 3-7 after part 1 of 3-7");
+        assert_eq!(repeated, order(1, 1));
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub(crate) mod judge;
 pub(crate) mod nats;
 pub(crate) mod pressure;
 pub(crate) mod program;
+pub(crate) mod reading;
 pub(crate) mod toy;
 pub(crate) mod traffic;
 pub(crate) mod usage;

@@ -138,6 +138,13 @@ pub(crate) enum Pace {
 /// Both paces, for tests that must hold under either.
 pub(crate) const PACES: [Pace; 2] = [Pace::Full, Pace::Paced(500)];
 
+impl Pace {
+    /// Five rounds at one pace, then five at the other.
+    pub(crate) const fn in_turn(round: u64) -> Self {
+        PACES[(round / 5 % 2) as usize]
+    }
+}
+
 /// What is published, how fast, and how much at the most.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Load {
@@ -179,6 +186,8 @@ impl Load {
 #[derive(Default)]
 struct Progress {
     stop: AtomicBool,
+    /// How many messages a second; 0 is a full pace.
+    per_second: AtomicU64,
     /// How many messages may be made.
     allowed: AtomicU64,
     num_made: AtomicU64,
@@ -186,6 +195,21 @@ struct Progress {
 }
 
 impl Progress {
+    fn set_pace(&self, pace: Pace) {
+        let per_second = match pace {
+            Pace::Full => 0,
+            Pace::Paced(num) => num.max(1),
+        };
+        self.per_second.store(per_second, Ordering::Relaxed);
+    }
+
+    /// How long a publisher pauses between two messages.
+    fn every(&self) -> Option<Duration> {
+        let per_second = self.per_second.load(Ordering::Relaxed);
+        let publishers = Duration::from_secs(Traffic::NUM_PUBLISHERS);
+        (per_second > 0).then(|| publishers.div_f64(per_second as f64))
+    }
+
     /// Whether one more message may be made; then it counts.
     fn may_make(&self) -> bool {
         let allowed = self.allowed.load(Ordering::Relaxed);
@@ -213,10 +237,11 @@ impl Traffic {
         let progress = Arc::<Progress>::default();
         let allowed = load.burst.min(load.at_most);
         progress.allowed.store(allowed, Ordering::Relaxed);
+        progress.set_pace(load.pace);
         let mut publishers = Vec::new();
         for number in 0..Self::NUM_PUBLISHERS {
             let seed = seed.wrapping_mul(Self::NUM_PUBLISHERS).wrapping_add(number);
-            let publisher = Publisher::new(client, seed, load, Arc::clone(&progress)).await;
+            let publisher = Publisher::new(client, seed, load.make, Arc::clone(&progress)).await;
             publishers.push(tokio::spawn(publisher.run()));
         }
         Self {
@@ -231,9 +256,9 @@ impl Traffic {
         self.progress.num_confirmed.load(Ordering::Relaxed)
     }
 
-    /// Whether everything that may be published was.
-    pub(crate) fn is_spent(&self) -> bool {
-        self.num_confirmed() >= self.load.at_most
+    /// Goes on at another pace.
+    pub(crate) fn set_pace(&self, pace: Pace) {
+        self.progress.set_pace(pace);
     }
 
     /// Waits until so many more messages were confirmed, or all.
@@ -305,7 +330,7 @@ struct Sent {
 
 struct Publisher {
     client: Client,
-    load: Load,
+    make: MakeMessage,
     progress: Arc<Progress>,
     random: Random,
     number: u64,
@@ -323,12 +348,12 @@ impl Publisher {
     /// Between two looks at what is due.
     const TICK: Duration = Duration::from_millis(5);
 
-    async fn new(client: &Client, seed: u64, load: Load, progress: Arc<Progress>) -> Self {
+    async fn new(client: &Client, seed: u64, make: MakeMessage, progress: Arc<Progress>) -> Self {
         let inbox = client.new_inbox();
         let answers = client.subscribe(format!("{inbox}.*")).await;
         Self {
             client: client.clone(),
-            load,
+            make,
             progress,
             random: Random(seed),
             number: 0,
@@ -340,12 +365,14 @@ impl Publisher {
     }
 
     async fn run(mut self) -> Vec<(u64, u64)> {
-        let mut due = Due::new(self.load.pace);
+        let mut due_at = Instant::now();
         let mut num_connects = self.num_connects();
         loop {
-            while self.unconfirmed.len() < Self::WINDOW && due.is_now() && self.progress.may_make()
+            while self.unconfirmed.len() < Self::WINDOW
+                && due_at <= Instant::now()
+                && self.progress.may_make()
             {
-                due.take();
+                due_at = next_due(due_at, self.progress.every());
                 self.publish_next().await;
             }
             if self.unconfirmed.is_empty() && self.progress.stop.load(Ordering::Relaxed) {
@@ -373,7 +400,7 @@ impl Publisher {
     }
 
     async fn publish_next(&mut self) {
-        let (subject, payload) = (self.load.make)(&mut self.random, self.number);
+        let (subject, payload) = (self.make)(&mut self.random, self.number);
         let sent = Sent {
             subject,
             payload: payload.into(),
@@ -425,34 +452,12 @@ impl Publisher {
     }
 }
 
-/// When the next message of a publisher may go.
-struct Due {
-    every: Option<Duration>,
-    at: Instant,
-}
-
-impl Due {
-    fn new(pace: Pace) -> Self {
-        let every = match pace {
-            Pace::Full => None,
-            Pace::Paced(num) => Some(Duration::from_secs(Traffic::NUM_PUBLISHERS) / num as u32),
-        };
-        Self {
-            every,
-            at: Instant::now(),
-        }
+/// When the next message of a publisher may go, after one that was due then.
+fn next_due(due_at: Instant, every: Option<Duration>) -> Instant {
+    let Some(every) = every else { return due_at };
+    // What an outage held up does not come at once when it is over.
+    if due_at.elapsed() > Duration::from_secs(1) {
+        return Instant::now();
     }
-
-    fn is_now(&self) -> bool {
-        self.every.is_none() || self.at <= Instant::now()
-    }
-
-    fn take(&mut self) {
-        let Some(every) = self.every else { return };
-        self.at += every;
-        // What an outage held up does not come at once when it is over.
-        if self.at.elapsed() > Duration::from_secs(1) {
-            self.at = Instant::now();
-        }
-    }
+    due_at + every
 }
