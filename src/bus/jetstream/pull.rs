@@ -362,6 +362,8 @@ impl Order {
                 self.num_outstanding = self.num_outstanding.saturating_sub(unused);
                 Ok(())
             }
+            // A request that is bounded in bytes has its end told, too, when all of its messages came.
+            409 if text == "Batch Completed" => Ok(()),
             409 if text.contains("MaxBytes") => {
                 let unused: u64 = number("Nats-Pending-Messages").unwrap_or(BATCH);
                 self.num_outstanding = self.num_outstanding.saturating_sub(unused);
