@@ -24,6 +24,7 @@ mod documents;
 mod emulate;
 mod help;
 mod history;
+mod hostile;
 mod metrics;
 mod notify;
 mod outage;

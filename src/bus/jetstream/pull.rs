@@ -104,6 +104,14 @@ struct Created {
     config: CreatedConfig,
     #[serde(default)]
     num_pending: Option<u64>,
+    #[serde(default)]
+    delivered: Delivered,
+}
+
+#[derive(Default, Deserialize)]
+struct Delivered {
+    #[serde(default)]
+    stream_seq: u64,
 }
 
 #[derive(Deserialize)]
@@ -154,6 +162,8 @@ pub(super) struct Pull {
     delete_request: String,
     order: Order,
     is_empty: bool,
+    begins_behind: u64,
+    has_yielded: bool,
     /// Until when something must be heard.
     deadline: Instant,
 }
@@ -208,6 +218,8 @@ impl Pull {
             delete_request: format!("CONSUMER.DELETE.{stream}.{name}"),
             order: Order::new(stream, &name),
             is_empty: created.num_pending == Some(0),
+            begins_behind: created.delivered.stream_seq,
+            has_yielded: false,
             deadline: Instant::now() + SILENCE,
         })
     }
@@ -215,6 +227,16 @@ impl Pull {
     /// Whether the broker had nothing for it when it was created.
     pub(super) const fn was_empty(&self) -> bool {
         self.is_empty
+    }
+
+    /// The sequence in the stream before the first that it looks at.
+    pub(super) const fn begins_behind(&self) -> u64 {
+        self.begins_behind
+    }
+
+    /// Whether any message came.
+    pub(super) const fn has_yielded(&self) -> bool {
+        self.has_yielded
     }
 
     /// Appends what has arrived, waiting for the first, at most `max_messages`; nothing when only a sign of
@@ -234,6 +256,7 @@ impl Pull {
         // Cooperative yielding would cut every batch into pieces of its budget.
         let arrived = timeout_at(self.deadline, tokio::task::unconstrained(arriving)).await;
         self.deadline = Instant::now() + SILENCE;
+        self.has_yielded |= !into.is_empty();
         arrived.unwrap_or_else(|_| Err(broken("the broker fell silent")))
     }
 
@@ -305,18 +328,19 @@ impl Order {
     }
 
     fn accept(&mut self, message: Message) -> Result<Option<Pulled>, Broken> {
-        if let Some(status) = message.status {
-            let text = message.description.unwrap_or_default();
-            let headers = message.headers.unwrap_or_default();
-            self.on_status(status.as_u16(), &text, &headers)?;
-            return Ok(None);
-        }
         let place = message
             .reply
             .as_deref()
             .and_then(|reply| read_place(reply, &self.marker, &mut self.numbers_at));
         let Some((meta, consumer_sequence)) = place else {
-            return Err(broken("a message came without its place in the stream"));
+            // Only without a place a status is the broker's: publishers may write one, too.
+            let Some(status) = message.status else {
+                return Err(broken("a message came without its place in the stream"));
+            };
+            let text = message.description.unwrap_or_default();
+            let headers = message.headers.unwrap_or_default();
+            self.on_status(status.as_u16(), &text, &headers)?;
+            return Ok(None);
         };
         let expected = self.last_consumer_sequence + 1;
         if consumer_sequence != expected {
