@@ -190,11 +190,7 @@ async fn hostile_messages_are_applied_or_dead_letters_and_good_ones_wait_for_non
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_core_nats_every_hostile_message_is_answered_as_the_specification_says() {
-    let mut row = Row::new(Rounds {
-        test: 10,
-        hour: 200,
-        full: 2000,
-    });
+    let mut row = Row::new(Rounds::in_test(10));
     let nats = Nats::start_with(false, "").await;
     let setup = Setup::new(&nats);
     let client = nats.connect().await.client().clone();
@@ -265,11 +261,7 @@ const HEADERS: [&[u8]; 17] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_that_no_client_can_read_stop_nothing() {
-    let mut row = Row::new(Rounds {
-        test: 1,
-        hour: 10,
-        full: 100,
-    });
+    let mut row = Row::new(Rounds::in_test(1));
     let nats = Nats::start().await;
     let setup = Setup::new(&nats);
     let client = nats.connect().await.client().clone();

@@ -162,11 +162,11 @@ fn quoted(text: &str) -> String {
 
 /// A string of which every character is escaped.
 fn escaped(text: &str) -> String {
-    let units: String = text
+    let units: Vec<_> = text
         .encode_utf16()
         .map(|unit| format!("\\u{unit:04X}"))
         .collect();
-    format!("\"{units}\"")
+    format!("\"{}\"", units.concat())
 }
 
 fn id(random: &mut Random) -> String {
@@ -311,7 +311,7 @@ fn object(random: &mut Random, is_change: bool) -> Vec<u8> {
 }
 
 /// What is done to the bytes of a message.
-fn damaged(random: &mut Random, payload: Vec<u8>) -> Vec<u8> {
+fn damaged(random: &mut Random, payload: &[u8]) -> Vec<u8> {
     let at = random.below(payload.len() as u64 + 1) as usize;
     let utf16 = |payload: &[u8], bytes_of: fn(u16) -> [u8; 2]| -> Vec<u8> {
         String::from_utf8_lossy(payload)
@@ -321,14 +321,14 @@ fn damaged(random: &mut Random, payload: Vec<u8>) -> Vec<u8> {
     };
     match random.below(14) {
         0 => payload[..at].to_vec(),
-        1 => [&b"\xef\xbb\xbf"[..], &payload].concat(),
+        1 => [&b"\xef\xbb\xbf"[..], payload].concat(),
         2 => [
-            &payload,
+            payload,
             one_of(random, &["x", "{}", ",", "\0", "\n", "//", "]"]).as_bytes(),
         ]
         .concat(),
-        3 => utf16(&payload, u16::to_le_bytes),
-        4 => utf16(&payload, u16::to_be_bytes),
+        3 => utf16(payload, u16::to_le_bytes),
+        4 => utf16(payload, u16::to_be_bytes),
         5 => [&payload[..at], &[random.below(256) as u8], &payload[at..]].concat(),
         // Overlong, half a surrogate pair, beyond the last character.
         6 => [&payload[..at], b"\xc0\x80", &payload[at..]].concat(),
@@ -336,9 +336,9 @@ fn damaged(random: &mut Random, payload: Vec<u8>) -> Vec<u8> {
         8 => [&payload[..at], b"\xf4\x90\x80\x80", &payload[at..]].concat(),
         9 => Vec::new(),
         10 => b" \n\t\r ".to_vec(),
-        11 => [b"[", &payload[..], b"]"].concat(),
+        11 => [b"[", payload, b"]"].concat(),
         12 => payload.iter().rev().copied().collect(),
-        _ => quoted(&String::from_utf8_lossy(&payload)).into_bytes(),
+        _ => quoted(&String::from_utf8_lossy(payload)).into_bytes(),
     }
 }
 
@@ -428,7 +428,7 @@ pub(super) fn hostile(random: &mut Random, number: u64) -> Hostile {
         };
     }
     let payload = if random.below(8) == 0 {
-        damaged(random, payload)
+        damaged(random, &payload)
     } else {
         payload
     };
