@@ -22,6 +22,7 @@ mod demo;
 mod digest;
 mod documents;
 mod emulate;
+mod fuzz;
 mod help;
 mod history;
 mod hostile;
