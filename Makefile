@@ -6,6 +6,8 @@
 # make audit  known vulnerabilities of the dependencies (needs the network)
 # make doc    the documentation of the code
 # make bench  the benchmarks
+# make fuzz  every fuzz target for SECONDS each, 60 without it
+# make mutants small changes of the pure code, each of which a test must notice; an hour
 # make pictures the terminal pictures of the README, drawn anew
 
 CARGO ?= cargo
@@ -13,7 +15,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
 STATIC_TARGET := $(shell uname -m)-unknown-linux-musl
 
-.PHONY: up demo static test lint audit doc bench pictures tools
+.PHONY: up demo static test lint audit doc bench fuzz mutants pictures tools
 
 up: tools
 	$(CARGO) build --release
@@ -49,6 +51,14 @@ doc:
 
 bench:
 	$(CARGO) bench
+
+fuzz:
+	.ci/tools fuzz
+	tests/fuzz/run $(or $(SECONDS),60)
+
+mutants:
+	.ci/tools cargo-mutants
+	tests/mutants/run
 
 pictures: tools
 	DRAW_PICTURES=1 PATH="$(TOOLS):$$PATH" $(CARGO) test --test it pictures::
