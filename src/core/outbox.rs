@@ -382,6 +382,34 @@ mod tests {
     }
 
     #[test]
+    fn each_owner_gives_out_keys_of_its_own() {
+        assert_eq!(OutboxKey::before(Epoch(1)), OutboxKey(1 << 40));
+        let mut outbox = Outbox::<u8>::default();
+        outbox.begin_epoch(Epoch(2));
+        assert_eq!(outbox.next_key(), OutboxKey((2 << 40) + 1));
+        outbox.begin_epoch(Epoch(1));
+        assert_eq!(outbox.last_key(), OutboxKey(2 << 40), "keys never go back");
+        let row_key = OutboxKey(0x0102).to_row_key();
+        assert_eq!(row_key, [OUTBOX_TABLE, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(
+            OutboxKey::from_row_key(&row_key[1..]),
+            Ok(OutboxKey(0x0102))
+        );
+        assert!(OutboxKey::from_row_key(&row_key).is_err());
+    }
+
+    #[test]
+    fn the_same_row_again_is_counted_once() {
+        let mut outbox = Outbox::default();
+        for key in [1, 2, 1, 3] {
+            outbox.insert(owed(key, 5));
+        }
+        assert_eq!((outbox.num_rows(), outbox.num_bytes()), (3, 30));
+        let from_second: Vec<_> = outbox.rows_from(OutboxKey(2)).cloned().collect();
+        assert_eq!(keys(&from_second), [2, 3]);
+    }
+
+    #[test]
     fn a_commit_that_owes_nothing_new_makes_nothing_ready() {
         let mut outbox = Outbox::default();
         outbox.insert(owed(1, 5));

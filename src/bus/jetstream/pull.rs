@@ -452,6 +452,8 @@ impl Subjects {
 
 #[cfg(test)]
 mod tests {
+    use async_nats::StatusCode;
+
     use super::*;
 
     #[test]
@@ -481,6 +483,25 @@ mod tests {
         ] {
             assert_eq!(read_place(reply, ".TOCSIN_IN.c1.", &mut 0), None, "{reply}");
         }
+    }
+
+    #[test]
+    fn a_status_that_a_publisher_wrote_is_no_word_of_the_broker() {
+        let message = |reply: Option<&str>| Message {
+            subject: "AlarmStatusChanged".into(),
+            reply: reply.map(Subject::from),
+            payload: Bytes::from_static(b"{}"),
+            headers: None,
+            status: Some(StatusCode::NOT_FOUND),
+            description: None,
+            length: 0,
+        };
+        let mut order = Order::new("TOCSIN_IN", "c1");
+        let stored = message(Some("$JS.ACK.TOCSIN_IN.c1.1.22.1.17.4"));
+        let pulled = order.accept(stored).expect("in its place");
+        assert_eq!(pulled.map(|it| it.meta.sequence), Some(22));
+        let said = order.accept(message(None)).expect("nothing is broken");
+        assert!(said.is_none());
     }
 
     #[test]
