@@ -7,7 +7,7 @@
 # make doc    the documentation of the code
 # make bench  the benchmarks
 # make fuzz  every fuzz target for SECONDS each, 60 without it
-# make mutants small changes of the pure code, each of which a test must notice; an hour
+# make mutants small changes of every byte at rest, each of which a test must notice
 # make pictures the terminal pictures of the README, drawn anew
 
 CARGO ?= cargo
