@@ -303,13 +303,14 @@ impl<M> Outbox<M> {
         ready
     }
 
-    /// Removes a confirmed message; returns whether it was owed, and the next of its lane if it may go now.
-    pub fn remove(&mut self, key: OutboxKey) -> (bool, Option<Arc<Owed<M>>>) {
+    /// Removes a confirmed message; returns it if it was owed, and the next of its lane if it may go now.
+    pub fn remove(&mut self, key: OutboxKey) -> (Option<Arc<Owed<M>>>, Option<Arc<Owed<M>>>) {
         let Some(owed) = self.rows.remove(&key) else {
-            return (false, None);
+            return (None, None);
         };
         self.num_bytes -= owed.num_bytes;
-        (true, self.leave_lane(owed.lane, key))
+        let next = self.leave_lane(owed.lane, key);
+        (Some(owed), next)
     }
 
     /// Lets the lane of a message go on without it; it stays owed.
@@ -372,12 +373,12 @@ mod tests {
         }
         assert_eq!(keys(&outbox.make_durable(OutboxKey(3))), [1, 3]);
         let (was_owed, next) = outbox.remove(OutboxKey(1));
-        assert!(was_owed);
+        assert_eq!(was_owed.map(|owed| owed.key.0), Some(1));
         assert_eq!(next.map(|owed| owed.key.0), Some(2));
         // The fourth is not durable yet, so the lane waits for it.
         assert_eq!(outbox.remove(OutboxKey(2)).1, None);
         assert_eq!(keys(&outbox.make_durable(OutboxKey(4))), [4]);
-        assert_eq!(outbox.remove(OutboxKey(1)), (false, None));
+        assert_eq!(outbox.remove(OutboxKey(1)), (None, None));
         assert_eq!((outbox.num_rows(), outbox.num_bytes()), (2, 20));
     }
 
@@ -398,8 +399,10 @@ mod tests {
         assert_eq!(outbox.park(OutboxKey(1)).map(|owed| owed.key.0), Some(2));
         assert_eq!(outbox.num_rows(), 2);
         // Confirmed after all, while the second is under way: the second is not published again.
-        assert_eq!(outbox.remove(OutboxKey(1)), (true, None));
-        assert_eq!(outbox.remove(OutboxKey(2)), (true, None));
+        for key in [1, 2] {
+            let (removed, next) = outbox.remove(OutboxKey(key));
+            assert_eq!((removed.map(|owed| owed.key.0), next), (Some(key), None));
+        }
     }
 
     #[test]
