@@ -36,6 +36,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
+use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
 use crate::core::ids::StoreId;
@@ -47,6 +48,14 @@ pub(crate) fn wall_clock() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let nanos = since.unwrap_or_default().as_nanos();
     Timestamp::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// A clock that never goes back, and also counts while the machine sleeps.
+pub(crate) fn steady_clock() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::from_secs(seconds)
+        + Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or_default())
 }
 
 /// One message as it came.

@@ -9,7 +9,7 @@ use futures::StreamExt;
 use tokio::time::timeout;
 
 use crate::support::daemon::Setup;
-use crate::support::evidence::{Row, Rounds};
+use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
 use crate::support::traffic::{Random, Traffic, change, message_for_large_digests, request};
 use crate::support::{eventually, judge};

@@ -20,7 +20,6 @@ use async_nats::client::Request;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rustix::system::uname;
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -30,7 +29,7 @@ use tracing::{error, info, warn};
 use super::ClaimStream;
 use super::api::{Api, ApiError, code, no_answer};
 use crate::bus::connection::{Connection, jitter};
-use crate::bus::{BusError, Claim};
+use crate::bus::{BusError, Claim, steady_clock};
 use crate::core::ids::StoreId;
 
 /// How long a claim lasts without a renewal.
@@ -188,13 +187,17 @@ impl StreamClaim {
 
 impl Claim for StreamClaim {
     fn is_held(&self) -> bool {
-        now() < *self.held_until.borrow()
+        steady_clock() < *self.held_until.borrow()
     }
 
     fn held(&self) -> BoxFuture<'static, ()> {
         let mut held_until = self.held_until.clone();
         async move {
-            if held_until.wait_for(|until| now() < *until).await.is_err() {
+            if held_until
+                .wait_for(|until| steady_clock() < *until)
+                .await
+                .is_err()
+            {
                 // The claim was given back: whoever waits for it would else ask again at once, and for ever.
                 std::future::pending::<()>().await;
             }
@@ -283,7 +286,7 @@ impl Claimant {
                 owner.is_given_back || is_this_process || is_own_store
             }
             // Over ours: whoever takes the claim writes one that can be read.
-            None => now() < *self.held_until.borrow(),
+            None => steady_clock() < *self.held_until.borrow(),
         };
         if is_ours_to_take {
             return self.take(sequence).await;
@@ -295,7 +298,7 @@ impl Claimant {
                 self.place.stream, self.place.ttl
             )),
         }
-        let now = now();
+        let now = steady_clock();
         let rival = match &self.rival {
             Some(rival) if rival.sequence == sequence => rival,
             Some(_) | None => self.rival.insert(Rival {
@@ -322,14 +325,14 @@ impl Claimant {
 
     /// Writes our claim over the one of that sequence; `false` when there is another.
     async fn write(&mut self, expected: u64) -> Result<bool, ApiError> {
-        let sent_at = now();
+        let sent_at = steady_clock();
         let Some(sequence) = self.compare_and_set(&self.us, expected).await? else {
             return Ok(false);
         };
         self.ours = Some(sequence);
         self.rival = None;
         self.said = None;
-        let was_held = now() < *self.held_until.borrow();
+        let was_held = steady_clock() < *self.held_until.borrow();
         let until = sent_at + self.place.ttl.saturating_sub(self.place.margin());
         self.held_until.send_replace(until);
         if !was_held {
@@ -387,7 +390,7 @@ impl Claimant {
 
     /// Another has it.
     fn lose(&mut self, owner: &Owner) {
-        let was_held = now() < self.held_until.send_replace(Duration::ZERO);
+        let was_held = steady_clock() < self.held_until.send_replace(Duration::ZERO);
         let Owner {
             store, host, pid, ..
         } = owner;
@@ -426,12 +429,4 @@ impl Drop for Claimant {
             tokio::task::unconstrained(sent).now_or_never();
         }
     }
-}
-
-/// A clock that also counts while the machine sleeps.
-fn now() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    Duration::from_secs(seconds)
-        + Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or_default())
 }
