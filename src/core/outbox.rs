@@ -215,6 +215,15 @@ fn take_message_id(reader: &mut Reader<'_>) -> Result<MessageId, CorruptRow> {
     }
 }
 
+/// A message that is owed no more.
+#[derive(Debug)]
+pub struct Removed<M> {
+    /// The message.
+    pub owed: Arc<Owed<M>>,
+    /// The next of its lane, if it may go now.
+    pub next: Option<Arc<Owed<M>>>,
+}
+
 /// The owed messages of one partition.
 #[derive(Debug)]
 pub struct Outbox<M> {
@@ -303,14 +312,12 @@ impl<M> Outbox<M> {
         ready
     }
 
-    /// Removes a confirmed message; returns it if it was owed, and the next of its lane if it may go now.
-    pub fn remove(&mut self, key: OutboxKey) -> (Option<Arc<Owed<M>>>, Option<Arc<Owed<M>>>) {
-        let Some(owed) = self.rows.remove(&key) else {
-            return (None, None);
-        };
+    /// Removes a confirmed message; `None` when it was not owed.
+    pub fn remove(&mut self, key: OutboxKey) -> Option<Removed<M>> {
+        let owed = self.rows.remove(&key)?;
         self.num_bytes -= owed.num_bytes;
         let next = self.leave_lane(owed.lane, key);
-        (Some(owed), next)
+        Some(Removed { owed, next })
     }
 
     /// Lets the lane of a message go on without it; it stays owed.
@@ -372,13 +379,13 @@ mod tests {
             outbox.insert(owed(key, lane));
         }
         assert_eq!(keys(&outbox.make_durable(OutboxKey(3))), [1, 3]);
-        let (was_owed, next) = outbox.remove(OutboxKey(1));
-        assert_eq!(was_owed.map(|owed| owed.key.0), Some(1));
-        assert_eq!(next.map(|owed| owed.key.0), Some(2));
+        let removed = outbox.remove(OutboxKey(1)).expect("it was owed");
+        assert_eq!(removed.next.map(|owed| owed.key.0), Some(2));
         // The fourth is not durable yet, so the lane waits for it.
-        assert_eq!(outbox.remove(OutboxKey(2)).1, None);
+        let removed = outbox.remove(OutboxKey(2)).expect("it was owed");
+        assert_eq!(removed.next, None);
         assert_eq!(keys(&outbox.make_durable(OutboxKey(4))), [4]);
-        assert_eq!(outbox.remove(OutboxKey(1)), (None, None));
+        assert!(outbox.remove(OutboxKey(1)).is_none());
         assert_eq!((outbox.num_rows(), outbox.num_bytes()), (2, 20));
     }
 
@@ -400,8 +407,8 @@ mod tests {
         assert_eq!(outbox.num_rows(), 2);
         // Confirmed after all, while the second is under way: the second is not published again.
         for key in [1, 2] {
-            let (removed, next) = outbox.remove(OutboxKey(key));
-            assert_eq!((removed.map(|owed| owed.key.0), next), (Some(key), None));
+            let removed = outbox.remove(OutboxKey(key)).expect("it was owed");
+            assert_eq!((removed.owed.key.0, removed.next), (key, None));
         }
     }
 

@@ -451,17 +451,16 @@ impl<D: Domain> Partition<D> {
 
     /// The broker has confirmed a message, at this sequence of its stream if there is one.
     pub fn published(&mut self, key: OutboxKey, sequence: Option<u64>) {
-        let (removed, next) = self.outbox.remove(key);
-        let Some(removed) = removed else {
+        let Some(removed) = self.outbox.remove(key) else {
             return;
         };
         self.pending.rows.push(&key.to_row_key(), None);
         // Dead letters have a stream of their own: its sequences say nothing about the output's.
-        if let (Some(sequence), Body::Message(_)) = (sequence, &removed.body) {
+        if let (Some(sequence), Body::Message(_)) = (sequence, &removed.owed.body) {
             self.last_output = sequence;
             push_last_output(sequence, &mut self.pending.rows);
         }
-        self.outputs.extend(next.map(Output::Publish));
+        self.outputs.extend(removed.next.map(Output::Publish));
     }
 
     /// The broker refuses a message for good: it stays owed, and its lane goes on without it.
