@@ -8,6 +8,8 @@
 # make audit  known vulnerabilities of the dependencies (needs the network)
 # make doc    the documentation of the code
 # make bench  the benchmarks
+# make fuzz  every fuzz target for SECONDS each, 60 without it
+# make mutants small changes of every byte at rest, each of which a test must notice
 # make pictures the terminal pictures of the README, drawn anew
 
 CARGO ?= cargo
@@ -15,7 +17,7 @@ CARGO ?= cargo
 TOOLS := $(CURDIR)/target/tools
 STATIC_TARGET := $(shell uname -m)-unknown-linux-musl
 
-.PHONY: up demo static test evidence protections lint audit doc bench pictures tools
+.PHONY: up demo static test evidence protections lint audit doc bench fuzz mutants pictures tools
 
 up: tools
 	$(CARGO) build --release
@@ -32,7 +34,9 @@ static:
 test: tools static
 	.ci/tools docs
 	.ci/tools systemd
+	.ci/tools clock
 	.ci/tools compose
+	.ci/tools disks
 	PATH="$(TOOLS):$$PATH" $(CARGO) test
 
 evidence: tools
@@ -57,6 +61,14 @@ doc:
 
 bench:
 	$(CARGO) bench
+
+fuzz:
+	.ci/tools fuzz
+	tests/fuzz/run $(or $(SECONDS),60)
+
+mutants:
+	.ci/tools cargo-mutants
+	tests/mutants/run
 
 pictures: tools
 	DRAW_PICTURES=1 PATH="$(TOOLS):$$PATH" $(CARGO) test --test it pictures::

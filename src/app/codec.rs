@@ -24,7 +24,7 @@ pub fn codec() -> Codec<State> {
 fn decode(raw: &RawMessage, limits: &Limits) -> Result<(u64, Command), DeadLetter> {
     match wire::decode(&raw.subject, &raw.payload, raw.timestamp, limits) {
         Ok(command) => Ok((command.user().placement(), command)),
-        Err(reject) => Err(reject.into_dead_letter(&raw.subject, raw.payload.clone())),
+        Err(reject) => Err(reject.into_dead_letter(&raw.subject, &raw.payload)),
     }
 }
 

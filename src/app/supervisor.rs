@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal as Number;
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
@@ -33,6 +34,8 @@ impl Supervisor {
                 error,
             })
         };
+        // At a limit on the size of files a write then fails, and says so, where it would kill.
+        drop(listen(SignalKind::from_raw(Number::XFSZ.as_raw()))?);
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,

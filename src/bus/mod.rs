@@ -36,6 +36,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
+use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
 use crate::core::ids::StoreId;
@@ -47,6 +48,14 @@ pub(crate) fn wall_clock() -> Timestamp {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let nanos = since.unwrap_or_default().as_nanos();
     Timestamp::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+}
+
+/// A clock that never goes back, and also counts while the machine sleeps.
+pub(crate) fn steady_clock() -> Duration {
+    let now = clock_gettime(ClockId::Boottime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::from_secs(seconds)
+        + Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or_default())
 }
 
 /// One message as it came.
@@ -177,6 +186,11 @@ pub trait Output: Send + Sync {
         ids: HashSet<String>,
         after: u64,
     ) -> BoxFuture<'static, Result<Vec<(String, u64)>, PublishError>>;
+
+    /// The time by which messages are stamped as they come; `None` while the broker has not told it yet.
+    fn now(&self) -> Option<Timestamp> {
+        Some(wall_clock())
+    }
 
     /// Publishes without confirmation: answers and telemetry.
     fn send(&self, subject: String, payload: Bytes);

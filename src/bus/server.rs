@@ -106,6 +106,8 @@ pub struct Settings {
 #[derive(Debug)]
 pub struct NatsServer {
     settings: Settings,
+    /// Tells this server from any other that may listen there; a cluster knows it by this name over restarts.
+    name: String,
     port: u16,
     process: Process,
 }
@@ -177,16 +179,22 @@ impl NatsServer {
             path: settings.folder.clone(),
             error,
         })?;
+        let name = format!(
+            "tocsin-{}-{:08x}",
+            std::process::id(),
+            getrandom::u32().unwrap_or_default()
+        );
         let mut from = match settings.port {
             Port::Exactly(port) | Port::From(port) => port,
             Port::Any => 0,
         };
         loop {
             let port = free_port(settings.port, from)?;
-            match Process::start(&settings, port).await {
+            match Process::start(&settings, port, &name).await {
                 Ok(process) => {
                     return Ok(Self {
                         settings,
+                        name,
                         port,
                         process,
                     });
@@ -217,6 +225,12 @@ impl NatsServer {
     #[must_use]
     pub const fn port(&self) -> u16 {
         self.port
+    }
+
+    /// What it says of itself.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Its process id.
@@ -257,7 +271,7 @@ impl NatsServer {
     /// As [`NatsServer::start`].
     pub async fn restart(&mut self) -> Result<(), ServerError> {
         self.kill().await;
-        self.process = Process::start(&self.settings, self.port).await?;
+        self.process = Process::start(&self.settings, self.port, &self.name).await?;
         Ok(())
     }
 
@@ -267,7 +281,7 @@ impl NatsServer {
     /// When the file cannot be written.
     pub fn reload(&mut self, config: String) -> Result<(), ServerError> {
         self.settings.config = config;
-        self.settings.write_config(&self.process.name)?;
+        self.settings.write_config(&self.name)?;
         self.process.signal(Signal::HUP);
         Ok(())
     }
@@ -370,8 +384,6 @@ fn free_port(port: Port, from: u16) -> Result<u16, ServerError> {
 
 #[derive(Debug)]
 struct Process {
-    /// What it says of itself.
-    name: String,
     pid: u32,
     handle: OwnedFd,
     ended: watch::Receiver<Option<String>>,
@@ -379,29 +391,22 @@ struct Process {
 }
 
 impl Process {
-    async fn start(settings: &Settings, port: u16) -> Result<Self, ServerError> {
-        // Tells this server from any other that may listen there.
-        let name = format!(
-            "tocsin-{}-{:08x}",
-            std::process::id(),
-            getrandom::u32().unwrap_or_default()
-        );
-        let command = settings.command(port, &name)?;
-        let process =
-            Self::spawn(command, name.clone())
-                .await
-                .map_err(|error| ServerError::Io {
-                    action: "start",
-                    path: settings.program.clone(),
-                    error,
-                })?;
+    async fn start(settings: &Settings, port: u16, name: &str) -> Result<Self, ServerError> {
+        let command = settings.command(port, name)?;
+        let process = Self::spawn(command)
+            .await
+            .map_err(|error| ServerError::Io {
+                action: "start",
+                path: settings.program.clone(),
+                error,
+            })?;
         let deadline = Instant::now() + READY_WITHIN;
         let why = loop {
             if let Some(ended) = process.ended.borrow().clone() {
                 break format!("it ended with {ended}: {}", settings.last_words());
             }
             let answer = timeout(Duration::from_secs(1), read_info(port)).await;
-            if answer.is_ok_and(|info| info.is_ok_and(|info| info.contains(&name))) {
+            if answer.is_ok_and(|info| info.is_ok_and(|info| info.contains(name))) {
                 return Ok(process);
             }
             if Instant::now() > deadline {
@@ -421,7 +426,7 @@ impl Process {
     }
 
     /// Starts the child on a thread that lives as long as it.
-    async fn spawn(command: Command, name: String) -> io::Result<Self> {
+    async fn spawn(command: Command) -> io::Result<Self> {
         let (started_in, started) = tokio::sync::oneshot::channel();
         let (ended_in, ended) = watch::channel(None);
         let owner = std::thread::Builder::new()
@@ -431,7 +436,6 @@ impl Process {
             .await
             .map_err(|_| io::Error::other("the thread that starts it ended"))??;
         Ok(Self {
-            name,
             pid,
             handle,
             ended,

@@ -336,7 +336,9 @@ mod tests {
         fn ids_order_as_their_bytes(one in "[0-9a-f-]{1,40}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}",
                                     two in "[0-9a-f-]{1,40}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}") {
             prop_assert_eq!(id(&one).cmp(&id(&two)), one.as_bytes().cmp(two.as_bytes()));
+            prop_assert_eq!(id(&one).partial_cmp(&id(&two)), one.as_bytes().partial_cmp(two.as_bytes()));
             prop_assert_eq!(id(&one) == id(&two), one == two);
+            prop_assert_eq!(format!("{:?}", id(&one)), format!("{one:?}"));
             prop_assert_eq!(id(&one).to_string(), one);
         }
     }

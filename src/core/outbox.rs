@@ -215,6 +215,15 @@ fn take_message_id(reader: &mut Reader<'_>) -> Result<MessageId, CorruptRow> {
     }
 }
 
+/// A message that is owed no more.
+#[derive(Debug)]
+pub struct Removed<M> {
+    /// The message.
+    pub owed: Arc<Owed<M>>,
+    /// The next of its lane, if it may go now.
+    pub next: Option<Arc<Owed<M>>>,
+}
+
 /// The owed messages of one partition.
 #[derive(Debug)]
 pub struct Outbox<M> {
@@ -303,13 +312,12 @@ impl<M> Outbox<M> {
         ready
     }
 
-    /// Removes a confirmed message; returns whether it was owed, and the next of its lane if it may go now.
-    pub fn remove(&mut self, key: OutboxKey) -> (bool, Option<Arc<Owed<M>>>) {
-        let Some(owed) = self.rows.remove(&key) else {
-            return (false, None);
-        };
+    /// Removes a confirmed message; `None` when it was not owed.
+    pub fn remove(&mut self, key: OutboxKey) -> Option<Removed<M>> {
+        let owed = self.rows.remove(&key)?;
         self.num_bytes -= owed.num_bytes;
-        (true, self.leave_lane(owed.lane, key))
+        let next = self.leave_lane(owed.lane, key);
+        Some(Removed { owed, next })
     }
 
     /// Lets the lane of a message go on without it; it stays owed.
@@ -371,14 +379,42 @@ mod tests {
             outbox.insert(owed(key, lane));
         }
         assert_eq!(keys(&outbox.make_durable(OutboxKey(3))), [1, 3]);
-        let (was_owed, next) = outbox.remove(OutboxKey(1));
-        assert!(was_owed);
-        assert_eq!(next.map(|owed| owed.key.0), Some(2));
+        let removed = outbox.remove(OutboxKey(1)).expect("it was owed");
+        assert_eq!(removed.next.map(|owed| owed.key.0), Some(2));
         // The fourth is not durable yet, so the lane waits for it.
-        assert_eq!(outbox.remove(OutboxKey(2)).1, None);
+        let removed = outbox.remove(OutboxKey(2)).expect("it was owed");
+        assert_eq!(removed.next, None);
         assert_eq!(keys(&outbox.make_durable(OutboxKey(4))), [4]);
-        assert_eq!(outbox.remove(OutboxKey(1)), (false, None));
+        assert!(outbox.remove(OutboxKey(1)).is_none());
         assert_eq!((outbox.num_rows(), outbox.num_bytes()), (2, 20));
+    }
+
+    #[test]
+    fn each_owner_gives_out_keys_of_its_own() {
+        assert_eq!(OutboxKey::before(Epoch(1)), OutboxKey(1 << 40));
+        let mut outbox = Outbox::<u8>::default();
+        outbox.begin_epoch(Epoch(2));
+        assert_eq!(outbox.next_key(), OutboxKey((2 << 40) + 1));
+        outbox.begin_epoch(Epoch(1));
+        assert_eq!(outbox.last_key(), OutboxKey(2 << 40), "keys never go back");
+        let row_key = OutboxKey(0x0102).to_row_key();
+        assert_eq!(row_key, [OUTBOX_TABLE, 0, 0, 0, 0, 0, 0, 1, 2]);
+        assert_eq!(
+            OutboxKey::from_row_key(&row_key[1..]),
+            Ok(OutboxKey(0x0102))
+        );
+        assert!(OutboxKey::from_row_key(&row_key).is_err());
+    }
+
+    #[test]
+    fn the_same_row_again_is_counted_once() {
+        let mut outbox = Outbox::default();
+        for key in [1, 2, 1, 3] {
+            outbox.insert(owed(key, 5));
+        }
+        assert_eq!((outbox.num_rows(), outbox.num_bytes()), (3, 30));
+        let from_second: Vec<_> = outbox.rows_from(OutboxKey(2)).cloned().collect();
+        assert_eq!(keys(&from_second), [2, 3]);
     }
 
     #[test]
@@ -398,8 +434,10 @@ mod tests {
         assert_eq!(outbox.park(OutboxKey(1)).map(|owed| owed.key.0), Some(2));
         assert_eq!(outbox.num_rows(), 2);
         // Confirmed after all, while the second is under way: the second is not published again.
-        assert_eq!(outbox.remove(OutboxKey(1)), (true, None));
-        assert_eq!(outbox.remove(OutboxKey(2)), (true, None));
+        for key in [1, 2] {
+            let removed = outbox.remove(OutboxKey(key)).expect("it was owed");
+            assert_eq!((removed.owed.key.0, removed.next), (key, None));
+        }
     }
 
     #[test]

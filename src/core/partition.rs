@@ -449,18 +449,18 @@ impl<D: Domain> Partition<D> {
         self.install_snapshot_if_durable();
     }
 
-    /// The broker has confirmed a message, at this sequence of the output stream if there is one.
+    /// The broker has confirmed a message, at this sequence of its stream if there is one.
     pub fn published(&mut self, key: OutboxKey, sequence: Option<u64>) {
-        let (was_owed, next) = self.outbox.remove(key);
-        if !was_owed {
+        let Some(removed) = self.outbox.remove(key) else {
             return;
-        }
+        };
         self.pending.rows.push(&key.to_row_key(), None);
-        if let Some(sequence) = sequence {
+        // Dead letters have a stream of their own: its sequences say nothing about the output's.
+        if let (Some(sequence), Body::Message(_)) = (sequence, &removed.owed.body) {
             self.last_output = sequence;
             push_last_output(sequence, &mut self.pending.rows);
         }
-        self.outputs.extend(next.map(Output::Publish));
+        self.outputs.extend(removed.next.map(Output::Publish));
     }
 
     /// The broker refuses a message for good: it stays owed, and its lane goes on without it.
@@ -898,6 +898,35 @@ mod tests {
             .map(|it| it.search_from)
             .collect();
         assert_eq!(searched, [77]);
+    }
+
+    #[test]
+    fn i_04_where_a_dead_letter_is_stored_says_nothing_about_the_output() {
+        let mut partition = opened(1, &[]);
+        let letter = DeadLetter {
+            reason: "bad_json".into(),
+            detail: String::new(),
+            subject: "in".into(),
+            payload: bytes::Bytes::new(),
+        };
+        partition.deliver(
+            ORIGIN,
+            Delivery {
+                body: Delivered::Refused(Box::new(letter)),
+                ..delivery(1, 1, Ask::Tell(b'a'))
+            },
+        );
+        partition.advance(position(1));
+        commit(&mut partition);
+        partition.published(keys(&partition)[0], Some(5000));
+        deliver(&mut partition, 2, Ask::Set(b'a', 1));
+        deliver(&mut partition, 3, Ask::Tell(b'a'));
+        let searched: Vec<_> = partition
+            .outbox()
+            .rows_from(OutboxKey(0))
+            .map(|it| it.search_from)
+            .collect();
+        assert_eq!(searched, [0]);
     }
 
     #[test]

@@ -22,7 +22,8 @@ use actix::prelude::*;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tracing::{error, info, warn};
 
-use crate::bus::{Confirmation, Outbound, PublishError, wall_clock};
+use crate::bus::{Confirmation, Outbound, PublishError, steady_clock};
+use crate::core::attempts::Attempts;
 use crate::core::ids::PartitionId;
 use crate::core::outbox::{Body, OutboxKey, Owed};
 use crate::core::partition::Domain;
@@ -139,16 +140,20 @@ impl<D: Domain> Producer<D> {
         let (shared, lookups) = (Arc::clone(&self.shared), self.lookups.clone());
         let tried = self.known.get(&(publish.partition, publish.owed.key));
         let window = self.shared.edges.duplicate_window;
-        // Another store may have answered it long ago: the id is the same whichever store does.
-        let age = wall_clock().since(publish.owed.since);
-        let is_old = window.is_some_and(|window| age > window / 2);
-        let may_be_stored = publish.owed.is_recovered || is_old || tried == Some(&Tried::Before);
-        let attempts = async move {
-            let ended = deliver(&shared, &lookups, &publish.owed, may_be_stored).await;
+        // By the broker's time: our clock may be wrong.
+        let now = self.shared.edges.output.now();
+        let attempts = match now.map(|now| now.since(publish.owed.since)) {
+            Some(age) if !publish.owed.is_recovered && tried != Some(&Tried::Before) => {
+                Attempts::first(window, age, steady_clock())
+            }
+            Some(_) | None => Attempts::again(window),
+        };
+        let delivered = async move {
+            let ended = deliver(&shared, &lookups, &publish.owed, attempts).await;
             (publish, ended)
         };
         ctx.spawn(
-            attempts
+            delivered
                 .into_actor(self)
                 .map(move |(publish, ended), producer, ctx| {
                     producer.settle(publish, &ended, slot, ctx);
@@ -201,7 +206,8 @@ impl<D: Domain> Producer<D> {
                 Body::DeadLetter(_) => Observation::count(Metric::DeadLettersPublished, 1),
             });
             if !owed.is_recovered && matches!(owed.body, Body::Message(_)) {
-                let waited = wall_clock().since(owed.since).max(ended.took);
+                let now = self.shared.edges.output.now();
+                let waited = now.map_or(ended.took, |now| now.since(owed.since).max(ended.took));
                 observations.push(Observation::sample(
                     Metric::RequestToPublished,
                     waited.as_secs_f64(),
@@ -222,7 +228,7 @@ async fn deliver<D: Domain>(
     shared: &Shared<D>,
     lookups: &mpsc::Sender<Lookup>,
     owed: &Owed<D::Outgoing>,
-    may_be_stored: bool,
+    mut attempts: Attempts,
 ) -> Ended {
     let began = Instant::now();
     let mut ended = Ended {
@@ -231,7 +237,6 @@ async fn deliver<D: Domain>(
         num_false_duplicates: 0,
         num_repeats: 0,
     };
-    let mut attempts = Attempts::new(may_be_stored, shared.edges.duplicate_window);
     let mut stored: HashMap<String, u64> = HashMap::new();
     let mut pause = FIRST_PAUSE;
     loop {
@@ -244,8 +249,10 @@ async fn deliver<D: Domain>(
                 break;
             }
         };
-        if attempts.may_be_forgotten() {
+        let now = steady_clock();
+        if attempts.must_look(now) {
             stored.extend(find(lookups, &parts, owed.search_from).await);
+            attempts.looked(now, steady_clock());
         }
         match publish_parts(shared, &parts, &mut stored, &mut attempts, &mut ended).await {
             Ok(sequence) => {
@@ -289,6 +296,12 @@ async fn publish_parts<D: Domain>(
                 "the claim on the input was lost".to_owned(),
             ));
         }
+        // A frozen process wakes here, too.
+        if attempts.must_look(steady_clock()) {
+            return Err(PublishError::Unconfirmed(
+                "the output stream was looked through too long ago".to_owned(),
+            ));
+        }
         let is_first = attempts.begin(&part.id);
         let Confirmation {
             sequence,
@@ -307,46 +320,6 @@ async fn publish_parts<D: Domain>(
         last = sequence;
     }
     Ok(last)
-}
-
-/// When the parts of one message were first sent.
-struct Attempts {
-    first: Option<Instant>,
-    begun: HashSet<String>,
-    /// Whether there were attempts before these.
-    may_be_stored: bool,
-    window: Option<Duration>,
-    is_looked_up: bool,
-}
-
-impl Attempts {
-    fn new(may_be_stored: bool, window: Option<Duration>) -> Self {
-        Self {
-            first: None,
-            begun: HashSet::new(),
-            may_be_stored,
-            window,
-            is_looked_up: false,
-        }
-    }
-
-    /// Whether the broker may have stored an attempt and forgotten its id: half the window is the margin.
-    fn may_be_forgotten(&mut self) -> bool {
-        let Some(window) = self.window else {
-            return false;
-        };
-        if self.may_be_stored && !self.is_looked_up {
-            self.is_looked_up = true;
-            return true;
-        }
-        self.first.is_some_and(|first| first.elapsed() > window / 2)
-    }
-
-    /// Notes an attempt; returns whether it is certainly the first under this id.
-    fn begin(&mut self, id: &str) -> bool {
-        self.first.get_or_insert_with(Instant::now);
-        self.begun.insert(id.to_owned()) && !self.may_be_stored
-    }
 }
 
 async fn find(

@@ -1,7 +1,7 @@
 //! The task that pulls batches in: the one place where the daemon waits for its own bounds.
 //!
 //! Before a batch goes on, the claim is held, no more is owed than `producers.owed`, and there is a permit for
-//! each of its messages. Batches are numbered from 1; the listeners take turns. An empty batch says where a
+//! each of its messages, for a large one several. Batches are numbered from 1; the listeners take turns. An empty batch says where a
 //! generation begins: every partition commits that before the generation's first message is taken.
 
 use std::sync::Arc;
@@ -23,6 +23,8 @@ use super::{Lifeline, Shared};
 
 /// How many messages a batch holds at the most.
 const MAX_BATCH: usize = 4096;
+/// How much of a message one permit is for.
+const BYTES_PER_PERMIT: usize = 1024;
 /// How often the reader reports.
 const REPORT: Duration = Duration::from_secs(1);
 
@@ -112,9 +114,8 @@ impl<D: Domain> Reader<D> {
             .owed
             .at_most(settings.owed_rows, settings.owed_bytes)
             .await;
-        let num_permits = u32::try_from(raw.messages.len().max(1)).unwrap_or(u32::MAX);
         let Ok(permit) = Arc::clone(&self.permits)
-            .acquire_many_owned(num_permits)
+            .acquire_many_owned(num_permits(&raw, settings.in_flight))
             .await
         else {
             return;
@@ -158,6 +159,16 @@ impl<D: Domain> Reader<D> {
             observations,
         }));
     }
+}
+
+/// What a batch weighs: a permit for each KiB that a message begins. One that weighs more than there is goes alone.
+fn num_permits(raw: &RawBatch, in_flight: usize) -> u32 {
+    let weights = raw.messages.iter().map(|message| {
+        let num_bytes = message.subject.len() + message.payload.len();
+        num_bytes.div_ceil(BYTES_PER_PERMIT).max(1)
+    });
+    let weight = weights.sum::<usize>().clamp(1, in_flight);
+    u32::try_from(weight).unwrap_or(u32::MAX)
 }
 
 /// Resolves when the reader is told to stop.

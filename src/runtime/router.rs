@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use actix::prelude::*;
+use bytes::Bytes;
 use tracing::{error, warn};
 
 use crate::core::outbox::DeadLetter;
@@ -186,7 +187,7 @@ impl<D: Domain> Router<D> {
                             reason: "internal".into(),
                             detail: format!("a worker panicked {MAX_PANICS} times at this message"),
                             subject: message.subject.to_string(),
-                            payload: message.payload.clone(),
+                            payload: Bytes::copy_from_slice(&message.payload),
                         }));
                     }
                     (partition, delivery)

@@ -39,6 +39,9 @@ pub const FRAME_BYTES: usize = 20;
 /// The bytes of a snapshot's end, its frame included.
 pub const END_BYTES: usize = FRAME_BYTES + 24;
 
+/// No head is longer: that of a segment with 4,096 partitions has a quarter of it.
+const MAX_HEAD_BYTES: u32 = 1 << 20;
+
 const SECTION_POSITION: u8 = 1;
 const SECTION_COMMIT: u8 = 2;
 const SECTION_CLAIM: u8 = 3;
@@ -265,6 +268,9 @@ impl HeadFields {
             return Err(FormatError::Newer(version));
         }
         let length = u32::from_le_bytes(reader.array()?);
+        if length > MAX_HEAD_BYTES {
+            return Err(FormatError::Bad("its head is longer than any"));
+        }
         Ok(Self {
             hasher: head_hasher(kind, version, length),
             checksum: u32::from_le_bytes(reader.array()?),
@@ -744,5 +750,51 @@ mod tests {
         let first = out.len();
         encoder.commit(&mut out, &commit(2));
         assert_eq!(&out[first..], b"\x02\x02\x00\x01\x01\x00");
+    }
+
+    #[test]
+    fn the_end_of_a_snapshot_has_these_bytes_for_ever() {
+        let end = SnapshotEnd {
+            num_blocks: 1,
+            num_bytes: 0x0203,
+            durable: CommitNumber(4),
+        };
+        let mut out = Vec::new();
+        end.encode(&mut out);
+        let expected = [
+            &[1, 0, 0, 0, 0, 0, 0, 0][..],
+            &[3, 2, 0, 0, 0, 0, 0, 0],
+            &[4, 0, 0, 0, 0, 0, 0, 0],
+        ];
+        assert_eq!(out, expected.concat());
+        assert_eq!(FRAME_BYTES + out.len(), END_BYTES);
+        assert_eq!(SnapshotEnd::decode(&out), Ok(end));
+        let kinds = [FrameKind::Record, FrameKind::Rows, FrameKind::End].map(FrameKind::magic);
+        assert_eq!(kinds, [*b"\xf7Trj", *b"\xf7Trr", *b"\xf7Tre"]);
+    }
+
+    #[test]
+    fn a_newer_format_is_told_from_a_bad_one() {
+        let fields = |version: u32| {
+            let mut fields = [0; HEAD_BYTES];
+            fields[..8].copy_from_slice(FileKind::Store.magic());
+            fields[8..12].copy_from_slice(&version.to_le_bytes());
+            HeadFields::decode(FileKind::Store, fields).map(|fields| fields.length)
+        };
+        assert_eq!(fields(VERSION), Ok(0));
+        assert_eq!(fields(VERSION + 1), Err(FormatError::Newer(VERSION + 1)));
+    }
+
+    #[test]
+    fn a_changed_body_is_noticed() {
+        let mut out = Vec::new();
+        Frame::begin(&mut out);
+        out.extend_from_slice(b"rows");
+        let salt = Salt::of_snapshot(STORE, PartitionId(1));
+        Frame::finish(FrameKind::Rows, salt, 0, &mut out);
+        let (fields, body) = out.split_first_chunk().expect("a frame");
+        let frame = Frame::decode(salt, 0, fields).expect("it was finished");
+        assert_eq!(frame.check(body), Ok(()));
+        assert!(frame.check(b"rowz").is_err());
     }
 }

@@ -8,7 +8,7 @@
 //! A body is never longer in memory than its file says: a length counts only after its checksum was right.
 
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use super::StoreError;
@@ -99,9 +99,9 @@ impl FileReader {
 
     /// Goes on at `offset`.
     pub(super) fn seek(&mut self, offset: u64) -> Result<(), FileError> {
-        self.file
-            .seek(SeekFrom::Start(offset))
-            .context("read", &self.path)?;
+        let by = offset.cast_signed() - self.offset.cast_signed();
+        // Unlike an absolute seek, it keeps what was read ahead.
+        self.file.seek_relative(by).context("read", &self.path)?;
         self.offset = offset;
         Ok(())
     }
@@ -152,31 +152,33 @@ impl FileReader {
         salt: Salt,
         offset: u64,
     ) -> Result<Option<u64>, FileError> {
-        let begin = offset + 1;
-        self.seek(begin)?;
-        let mut rest = Vec::new();
-        self.file
-            .read_to_end(&mut rest)
-            .context("read", &self.path)?;
-        let is_frame = |at: usize, window: &[u8]| {
-            let offset = begin + at as u64;
-            if !window.starts_with(&kind.magic()) {
-                return false;
+        let mut begin = offset + 1;
+        while let Some(at) = self.find_byte(kind.magic()[0], begin)? {
+            self.seek(at)?;
+            match self.frame(salt) {
+                Ok(Some((found, ..))) if found == kind => return Ok(Some(at)),
+                Ok(_) | Err(FrameError::Bad { .. }) => begin = at + 1,
+                Err(FrameError::Unreadable(error)) => return Err(error),
             }
-            let Some((fields, behind)) = window.split_first_chunk::<FRAME_BYTES>() else {
-                return false;
-            };
-            let Ok(frame) = Frame::decode(salt, offset, fields) else {
-                return false;
-            };
-            usize::try_from(frame.length)
-                .ok()
-                .and_then(|length| behind.get(..length))
-                .is_some_and(|body| frame.check(body).is_ok())
-        };
-        let found =
-            (0..rest.len()).find(|&at| rest.get(at..).is_some_and(|window| is_frame(at, window)));
-        Ok(found.map(|at| begin + at as u64))
+        }
+        Ok(None)
+    }
+
+    /// Where a byte is found at `begin` or behind it. Damage can make a file of any length: it is not read as a whole.
+    fn find_byte(&mut self, wanted: u8, begin: u64) -> Result<Option<u64>, FileError> {
+        self.seek(begin)?;
+        loop {
+            let buffer = self.file.fill_buf().context("read", &self.path)?;
+            if buffer.is_empty() {
+                return Ok(None);
+            }
+            let num_bytes = buffer.len();
+            if let Some(at) = buffer.iter().position(|&byte| byte == wanted) {
+                return Ok(Some(self.offset + at as u64));
+            }
+            self.file.consume(num_bytes);
+            self.offset += num_bytes as u64;
+        }
     }
 
     /// The content up to `end`, from the beginning.

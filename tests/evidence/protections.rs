@@ -2,7 +2,8 @@
 //! away in turn, in a copy of the tree, and its test must fail.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,200 @@ pub(crate) struct Protection {
 }
 
 /// All that are taken away.
-pub(crate) const PROTECTIONS: &[Protection] = &[];
+pub(crate) const PROTECTIONS: &[Protection] = &[
+    Protection {
+        name: "a message is dropped that was applied before",
+        file: "src/core/partition.rs",
+        line: "if delivery.cursor <= self.seen {",
+        without: "if false {",
+        target: "sim",
+        test: "nothing_is_lost_in_any_world",
+    },
+    Protection {
+        name: "a digest is published once its commit is durable",
+        file: "src/core/partition.rs",
+        line: "let owed = self.outbox.make_durable(self.outbox.last_key());",
+        without: "let owed = self.outbox.make_durable(self.outbox.last_key()).into_iter().take(0);",
+        target: "it",
+        test: "crash::kills_of_the_daemon_lose_and_repeat_nothing",
+    },
+    Protection {
+        name: "an owed message stays until it is confirmed",
+        file: "src/core/outbox.rs",
+        line: "let lane = self.rows.get(&key)?.lane;",
+        without: "let lane = self.rows.remove(&key)?.lane;",
+        target: "sim",
+        test: "nothing_is_lost_in_any_world",
+    },
+    Protection {
+        name: "one message of a lane is on its way",
+        file: "src/core/outbox.rs",
+        line: ".filter(first_of_lane)",
+        without: ".filter(|owed| first_of_lane(owed) || owed.key >= OutboxKey::default())",
+        target: "sim",
+        test: "nothing_is_lost_in_any_world",
+    },
+    Protection {
+        name: "a snapshot waits for the commits that it contains",
+        file: "src/core/partition.rs",
+        line: "&& contains <= self.durable.number",
+        without: "&& contains >= CommitNumber::default()",
+        target: "sim",
+        test: "nothing_is_lost_in_any_world",
+    },
+    Protection {
+        name: "a stream that ends before our position was rolled back",
+        file: "src/core/position.rs",
+        line: "if stream.last_sequence < highest.cursor.sequence {",
+        without: "if stream.last_sequence + 1_000_000 < highest.cursor.sequence {",
+        target: "it",
+        test: "history::rewritten_histories_lose_and_repeat_nothing_and_are_said",
+    },
+    Protection {
+        name: "what may be forgotten by the broker is looked for before it is sent again",
+        file: "src/core/attempts.rs",
+        line: "self.remembered_until.is_none_or(|until| now > until)",
+        without: "self.remembered_until.is_none_or(|until| now > until * 1000)",
+        target: "it",
+        test: "freeze::freezes_between_a_publish_and_its_confirmation_repeat_nothing",
+    },
+    Protection {
+        name: "the age of a request is told by the broker's time",
+        file: "src/runtime/producer.rs",
+        line: "match now.map(|now| now.since(publish.owed.since)) {",
+        without: "match now.map(|_| crate::bus::wall_clock().since(publish.owed.since)) {",
+        target: "it",
+        test: "clock::an_empty_store_under_a_wrong_clock_repeats_no_digest_that_is_older_than_the_window",
+    },
+    Protection {
+        name: "a digest is split anew when the broker takes less",
+        file: "src/runtime/producer.rs",
+        line: "(shared.codec.encode)(owed, max_payload)",
+        without: "(shared.codec.encode)(owed, max_payload.max(1 << 20))",
+        target: "it",
+        test: "refusals::refusals_of_the_broker_lose_and_repeat_nothing",
+    },
+    Protection {
+        name: "what is too far ahead is told by the broker's time",
+        file: "src/bus/wire/decode.rs",
+        line: "if changed_at > at.plus(limits.max_future) {",
+        without: "if changed_at > crate::bus::wall_clock().plus(limits.max_future) {",
+        target: "it",
+        test: "clock::a_change_is_too_far_ahead_by_the_brokers_time_and_by_no_other",
+    },
+    Protection {
+        name: "a wrong clock is said",
+        file: "src/bus/jetstream/monitor.rs",
+        line: "let is_off = offset > MAX_OFFSET;",
+        without: "let is_off = offset > MAX_OFFSET * 1_000_000;",
+        target: "it",
+        test: "clock::a_clock_that_jumps_under_the_daemon_loses_and_repeats_nothing_and_is_said",
+    },
+    Protection {
+        name: "the claim's stream is made anew",
+        file: "src/bus/jetstream/claim.rs",
+        line: "self.make_anew().await;",
+        without: "",
+        target: "it",
+        test: "history::a_broker_that_lost_its_disk_is_filled_again_under_the_daemon",
+    },
+    Protection {
+        name: "only the stream that keeps digests confirms them",
+        file: "src/bus/jetstream/publisher.rs",
+        line: "Some(target) if target.stream.config.name != ack.stream =>",
+        without: "Some(target) if target.stream.config.name.is_empty() =>",
+        target: "it",
+        test: "bus_jetstream::what_another_stream_has_stored_is_not_confirmed",
+    },
+    Protection {
+        name: "a status that a publisher wrote is no word of the broker",
+        file: "src/bus/jetstream/pull.rs",
+        line: "        let place = message\n            .reply\n",
+        without: "        if let Some(status) = message.status {\n            self.on_status(status.as_u16(), \"\", &HeaderMap::new())?;\n            return Ok(None);\n        }\n        let place = message\n            .reply\n",
+        target: "lib",
+        test: "bus::jetstream::pull::tests::a_status_that_a_publisher_wrote_is_no_word_of_the_broker",
+    },
+    Protection {
+        name: "a message that breaks the consumer is read by itself",
+        file: "src/bus/jetstream/reader.rs",
+        line: "self.is_stuck = !source.pull.has_yielded();",
+        without: "self.is_stuck = false;",
+        target: "it",
+        test: "hostile::headers_that_no_client_can_read_stop_nothing",
+    },
+    Protection {
+        name: "a request to the stream is bounded in bytes",
+        file: "src/bus/jetstream/pull.rs",
+        line: "max_bytes: MAX_BYTES,",
+        without: "max_bytes: MAX_BYTES << 20,",
+        target: "it",
+        test: "memory::a_backlog_of_large_messages_is_drained_below_a_limit_of_memory",
+    },
+    Protection {
+        name: "a silent link is found dead",
+        file: "src/bus/connection.rs",
+        line: "const PING_INTERVAL: Duration = Duration::from_secs(5);",
+        without: "const PING_INTERVAL: Duration = Duration::from_secs(60);",
+        target: "it",
+        test: "bad_link::a_link_silent_for_longer_than_the_ping_is_found_dead_and_loses_and_repeats_nothing",
+    },
+    Protection {
+        name: "what the queue drops is counted",
+        file: "src/bus/core_nats/input.rs",
+        line: "waiting.dropped += 1;",
+        without: "waiting.dropped += 0;",
+        target: "it",
+        test: "burst::what_the_queue_cannot_hold_is_counted_to_the_message",
+    },
+    Protection {
+        name: "what waits owns its bytes",
+        file: "src/bus/core_nats/input.rs",
+        line: "message.payload = Bytes::copy_from_slice(&message.payload);",
+        without: "message.payload = message.payload.slice(..);",
+        target: "it",
+        test: "bus_core::a_message_that_waits_keeps_no_memory_of_others",
+    },
+    Protection {
+        name: "a record is flushed before anything is released",
+        file: "src/store/journal.rs",
+        line: "        files::sync(&active.file, &active.path)?;\n",
+        without: "",
+        target: "it",
+        test: "power_loss::on_core_nats_every_answered_change_outlives_a_power_cut",
+    },
+    Protection {
+        name: "the last segment is written anew at a start",
+        file: "src/store/recovery.rs",
+        line: "    let active = files::write_whole(&path, &mut found.last.prefix(found.end)?)?;",
+        without: "    let active = File::options().append(true).open(&path).context(\"open\", &path)?;\n    active.set_len(found.end).context(\"cut\", &path)?;",
+        target: "it",
+        test: "disk::what_an_fsync_failed_to_write_is_neither_lost_nor_believed",
+    },
+    Protection {
+        name: "a file is flushed before it is put in place",
+        file: "src/store/files.rs",
+        line: "    file.sync_all().context(\"fsync\", temp)?;\n",
+        without: "",
+        target: "it",
+        test: "power_loss::after_a_power_cut_at_any_call_everything_acknowledged_is_there",
+    },
+    Protection {
+        name: "a frame's checksum covers its content",
+        file: "src/store/format.rs",
+        line: "if crc32fast::hash(body) == self.checksum {",
+        without: "if body.len() <= usize::MAX {",
+        target: "lib",
+        test: "store::format::tests::a_changed_body_is_noticed",
+    },
+    Protection {
+        name: "a limit on the size of files is an error, not a signal",
+        file: "src/app/supervisor.rs",
+        line: "        drop(listen(SignalKind::from_raw(Number::XFSZ.as_raw()))?);\n",
+        without: "",
+        target: "it",
+        test: "disk::a_limit_on_the_size_of_files_ends_the_daemon_with_a_line_and_loses_nothing",
+    },
+];
 
 /// How long a test may take that misses its protection: some wait for what then never comes.
 const DEADLINE: Duration = Duration::from_mins(5);
@@ -63,37 +257,32 @@ pub(crate) fn replay() {
     assert!(unnoticed.is_empty(), "not noticed: {unnoticed:#?}");
 }
 
-/// A copy of the tree, and of what is built of its dependencies.
+/// A copy of the tree, built beside it.
 struct Copy {
-    tree: std::path::PathBuf,
-    target: std::path::PathBuf,
+    tree: PathBuf,
 }
 
 impl Copy {
     fn new() -> Self {
-        let folder = folder().join("protections");
-        let (tree, target) = (folder.join("tree"), folder.join("target"));
+        let tree = folder().join("protections");
         fs::remove_dir_all(&tree).ok();
-        fs::create_dir_all(&tree).expect("a folder for the copy");
         for file in git(&["ls-files"]).lines() {
             let to = tree.join(file);
             fs::create_dir_all(to.parent().expect("a file is in a folder")).expect("a folder");
-            copy(&root().join(file), &to);
+            let copied = Command::new("cp")
+                .arg("-a")
+                .arg(root().join(file))
+                .arg(&to)
+                .status();
+            assert!(
+                copied.is_ok_and(|it| it.success()),
+                "{file} cannot be copied"
+            );
         }
-        if !target.exists() {
-            fs::create_dir_all(target.join("debug")).expect("a folder for the build");
-            for part in ["build", "deps", ".fingerprint"] {
-                copy(
-                    &root().join("target/debug").join(part),
-                    &target.join("debug").join(part),
-                );
-            }
-        }
-        let tools = tree.join("target");
-        fs::create_dir_all(&tools).expect("a folder for the tools");
-        std::os::unix::fs::symlink(root().join("target/tools"), tools.join("tools"))
+        fs::create_dir_all(tree.join("target")).expect("a folder for the tools");
+        symlink(root().join("target/tools"), tree.join("target/tools"))
             .expect("the tools can be linked");
-        Self { tree, target }
+        Self { tree }
     }
 
     fn cargo(&self, protection: &Protection, only_build: bool) -> Ended {
@@ -101,7 +290,10 @@ impl Copy {
         let mut cargo = limited("cargo", within);
         cargo
             .current_dir(&self.tree)
-            .env("CARGO_TARGET_DIR", &self.target)
+            .env("CARGO_TARGET_DIR", folder().join("protections-target"))
+            // Each is built once for one run of one test.
+            .env("CARGO_PROFILE_DEV_OPT_LEVEL", "0")
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .arg("test");
         match protection.target {
             "lib" => cargo.arg("--lib"),
@@ -114,17 +306,4 @@ impl Copy {
         }
         run_into(cargo, &folder().join("protections.log"))
     }
-}
-
-/// Copies with the times, by which cargo tells what is built already.
-fn copy(from: &Path, to: &Path) {
-    let copied = Command::new("cp")
-        .args(["-a", "--reflink=auto"])
-        .args([from, to])
-        .status();
-    assert!(
-        copied.is_ok_and(|status| status.success()),
-        "{} cannot be copied",
-        from.display()
-    );
 }

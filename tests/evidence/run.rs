@@ -1,10 +1,12 @@
 //! Runs the rows, and keeps what they counted: a run that was stopped goes on where it was.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +47,8 @@ struct Counted {
     facts: Vec<(String, String)>,
 }
 
+/// So many rows run side by side: most of them wait for something most of the time.
+pub(crate) const NUM_LANES: u64 = 2;
 /// Where the results are kept; the table is drawn from it.
 const RESULTS: &str = "tests/evidence/results.json";
 
@@ -102,21 +106,27 @@ pub(crate) fn run() {
     let (product, versions) = (product(), versions());
     let mut results = results();
     results.retain(|name, _| ROWS.iter().any(|row| row.name == name));
+    let is_done = |it: &Earned| it.is_well && it.product == product && it.scale == scale;
+    let is_wanted = |row: &&Row| match &only {
+        Some(only) => only == row.name,
+        None => !results.get(row.name).is_some_and(is_done),
+    };
+    let wanted: Vec<&Row> = ROWS.iter().filter(is_wanted).collect();
+    let (alone, beside): (Vec<&Row>, Vec<&Row>) = wanted.into_iter().partition(|row| row.is_alone);
+    say(&format!(
+        "{} of {} rows",
+        alone.len() + beside.len(),
+        ROWS.len()
+    ));
     let begun = Instant::now();
-    let mut broken = Vec::new();
-    for (number, row) in (1..).zip(ROWS) {
-        let place = format!("{number}/{} {}", ROWS.len(), row.name);
-        let is_done = |it: &Earned| it.is_well && it.product == product && it.scale == scale;
-        let is_wanted = match &only {
-            Some(only) => only == row.name,
-            None => !results.get(row.name).is_some_and(is_done),
+    let (results, broken) = (Mutex::new(results), Mutex::new(Vec::new()));
+    let run = |row: &'static Row| {
+        let seconds = if is_full {
+            row.seconds.full
+        } else {
+            row.seconds.hour
         };
-        if !is_wanted {
-            continue;
-        }
-        let (hour, full) = (row.seconds.hour, row.seconds.full);
-        let seconds = if is_full { full } else { hour };
-        say(&format!("{place}: {}; about {seconds} s", row.fault));
+        say(&format!("{}: {}; about {seconds} s", row.name, row.fault));
         let mut earned = Earned {
             is_well: true,
             counts: Vec::new(),
@@ -133,22 +143,35 @@ pub(crate) fn run() {
         let verdict = if earned.is_well { "held" } else { "BROKEN" };
         let counted = table::counted(&earned);
         say(&format!(
-            "{place}: {verdict} in {} s: {counted}",
-            earned.seconds
+            "{}: {verdict} in {} s: {counted}",
+            row.name, earned.seconds
         ));
         if !earned.is_well {
-            broken.push(row.name);
+            broken.lock().expect("no row panics").push(row.name);
         }
+        let mut results = results.lock().expect("no row panics");
         results.insert(row.name.to_owned(), earned);
-        let text = serde_json::to_string_pretty(&results).expect("results are JSON");
+        let text = serde_json::to_string_pretty(&*results).expect("results are JSON");
         fs::write(root().join(RESULTS), text + "\n").expect("the results can be written");
         table::put(&results);
-    }
+    };
+    let queue = Mutex::new(VecDeque::from(beside));
+    thread::scope(|lanes| {
+        for _ in 0..NUM_LANES {
+            lanes.spawn(|| {
+                let next = || queue.lock().expect("no row panics").pop_front();
+                while let Some(row) = next() {
+                    run(row);
+                }
+            });
+        }
+    });
+    alone.into_iter().for_each(run);
     say(&format!(
         "{} s; the table is in README.md",
         begun.elapsed().as_secs()
     ));
-    let logs = folder();
+    let (broken, logs) = (broken.into_inner().expect("no row panics"), folder());
     assert!(
         broken.is_empty(),
         "broken: {broken:?}; what they printed is in {}",
@@ -192,7 +215,9 @@ impl Earned {
                 }
                 Proof::Fuzz => {
                     let mut make = limited("make", within);
-                    make.arg("fuzz").arg(format!("SECONDS={share}"));
+                    let targets = fs::read_dir(root().join("tests/fuzz/fuzz_targets"));
+                    let num = targets.expect("the targets").count() as u64;
+                    make.arg("fuzz").arg(format!("SECONDS={}", share / num));
                     make
                 }
             };
@@ -263,7 +288,7 @@ fn versions() -> String {
     let rust = said(Path::new("rustc"), &["--version"]);
     let rust = rust.split_whitespace().nth(1).unwrap_or_default();
     let kernel = said(Path::new("uname"), &["-sr"]);
-    let cores = std::thread::available_parallelism().expect("cores can be counted");
+    let cores = thread::available_parallelism().expect("cores can be counted");
     format!("{server}, Rust {rust}, {kernel}, {cores} cores")
 }
 

@@ -59,7 +59,7 @@ pub(crate) fn draw(results: &Results) -> String {
     let seconds: u64 = results.values().map(|it| it.seconds).sum();
     writeln!(
         text,
-        "{} on {}, {} minutes; commit {}; {}; a debug build, in which the daemon checks its invariants itself.\n",
+        "{} on {}, {} minutes of faults; commit {}; {}; a debug build, in which the daemon checks its invariants itself.\n",
         all(|it| if it.scale == "full" { "`make evidence FULL=1`" } else { "`make evidence`" }),
         all(|it| &it.day),
         seconds.div_ceil(60),
@@ -137,7 +137,7 @@ mod tests {
     fn a_row_shows_what_was_counted_and_whether_it_held() {
         let well = draw(&results("true"));
         for part in [
-            "`make evidence` on 2026-11-21, 2 minutes; commit abc; Rust 1;",
+            "`make evidence` on 2026-11-21, 2 minutes of faults; commit abc; Rust 1;",
             "| 1,200 kill -9; largest memory: 12 MiB; seed 7 | held |",
             "| a forgotten mark | the oracle, after 3 seeds |",
         ] {

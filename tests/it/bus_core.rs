@@ -82,6 +82,25 @@ async fn a_burst_of_a_million_is_kept_for_a_slow_reader() {
     assert_eq!(input.take_stats().dropped, 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_waits_keeps_no_memory_of_others() {
+    let nats = Nats::start_with(false, "").await;
+    let bus = connect(&nats, settings()).await;
+    let mut input = open(&bus).await;
+    burst(&nats, 100).await;
+    let mut num_read = 0;
+    while num_read < 100 {
+        let batch = tokio::time::timeout(Duration::from_secs(30), input.next(4096));
+        for message in batch.await.expect("a batch within 30 s").messages {
+            assert!(
+                message.payload.is_unique(),
+                "a slice of a buffer with others"
+            );
+            num_read += 1;
+        }
+    }
+}
+
 /// Whether it waits too long here or in the client: read and dropped are all there was.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_is_counted_to_the_message() {

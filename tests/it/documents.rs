@@ -6,7 +6,7 @@
 //! | `Type::name`, also in pictures | a type, and a function, field or variant beside it |
 //! | `section.key` | in `config/default.toml` |
 //! | `tocsin …`, `make …` | a command of the program, a target of the Makefile |
-//! | any other single word in backticks | in the sources, the Makefile or the lints |
+//! | any other single word in backticks | in the sources, the Makefile or the lints, or a row of the evidence |
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -23,6 +23,8 @@ struct Project {
     keys: BTreeSet<&'static str>,
     makefile: String,
     lints: String,
+    /// The rows of the evidence, which promises name.
+    rows: String,
 }
 
 impl Project {
@@ -41,6 +43,7 @@ impl Project {
             keys: loaded.settings.iter().map(|it| it.key).collect(),
             makefile: fs::read_to_string(root.join("Makefile")).expect("a Makefile"),
             lints: fs::read_to_string(root.join("clippy.toml")).expect("a file of lints"),
+            rows: fs::read_to_string(root.join("tests/evidence/rows.rs")).expect("a file of rows"),
             root,
             sources,
         }
@@ -143,6 +146,7 @@ impl Project {
     fn has_word(&self, word: &str) -> bool {
         contains_word(&self.makefile, word)
             || contains_word(&self.lints, word)
+            || contains_word(&self.rows, &format!("\"{word}\""))
             || self.root.join("src").join(word).is_dir()
             || self
                 .sources

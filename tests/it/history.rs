@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use async_nats::Client;
 use async_nats::jetstream;
@@ -10,9 +11,11 @@ use tokio::sync::mpsc;
 
 use crate::support::daemon::Setup;
 use crate::support::eventually;
-use crate::support::judge;
-use crate::support::nats::Nats;
-use crate::support::traffic::{change, publish_taken, request};
+use crate::support::evidence::{Rounds, Row};
+use crate::support::heard::Heard;
+use crate::support::judge::{self, Stored};
+use crate::support::nats::{Nats, num_messages};
+use crate::support::traffic::{Load, Pace, Random, Traffic, change, publish_taken, request};
 
 /// Every digest from now on.
 async fn digests(client: &Client) -> mpsc::Receiver<String> {
@@ -42,7 +45,7 @@ async fn rings(client: &Client, digests: &mut mpsc::Receiver<String>, alarm: &st
     )
     .await;
     publish_taken(client, "SendAlarmDigest", request("ann")).await;
-    let deadline = std::time::Duration::from_secs(30);
+    let deadline = Duration::from_secs(30);
     let digest = tokio::time::timeout(deadline, digests.recv()).await;
     let digest = digest
         .unwrap_or_else(|_| panic!("no digest with {alarm}"))
@@ -69,7 +72,7 @@ async fn a_stream_rolled_back_is_read_again(daemon_sees_it: bool) {
     let mut daemon = setup.start_ready();
     let mut heard = digests(&client).await;
     rings(&client, &mut heard, "one", 1).await;
-    nats.stop(std::time::Duration::from_secs(10)).await;
+    nats.stop(Duration::from_secs(10)).await;
     let kept = tempfile::tempdir().expect("a folder");
     copy(&nats.folder().join("jetstream"), kept.path());
     nats.restart()
@@ -82,7 +85,7 @@ async fn a_stream_rolled_back_is_read_again(daemon_sees_it: bool) {
         daemon = setup.start();
         daemon.kill();
     }
-    nats.stop(std::time::Duration::from_secs(10)).await;
+    nats.stop(Duration::from_secs(10)).await;
     std::fs::remove_dir_all(nats.folder().join("jetstream")).expect("the store can be removed");
     copy(&kept.path().join("jetstream"), nats.folder());
     nats.restart()
@@ -195,4 +198,244 @@ async fn a_second_store_stands_by_says_who_holds_the_input_and_takes_over() {
     })
     .await;
     ring("three").await;
+}
+
+/// As many users as the traffic has.
+const NUM_USERS: u64 = 40;
+
+/// The input as it was read, whatever became of it, and what was published.
+struct Told {
+    input: Vec<Stored>,
+    heard: Heard,
+}
+
+impl Told {
+    /// Publishes for a while, then as [`Told::finish`].
+    async fn phase(&mut self, client: &Client, row: &mut Row, random: &mut Random) {
+        let traffic = start_traffic(client, random).await;
+        traffic.after(100 + random.below(300)).await;
+        self.finish(traffic, client, row).await;
+    }
+
+    /// Stops the traffic, asks for everybody's digest, and waits until everything is answered.
+    async fn finish(&mut self, traffic: Traffic, client: &Client, row: &mut Row) {
+        let confirmed = traffic.stop().await.num();
+        row.count("messages confirmed to their publishers", confirmed);
+        for user in 0..NUM_USERS {
+            publish_taken(client, "SendAlarmDigest", request(&format!("user {user}"))).await;
+        }
+        let last = self.input.last().map(|it| (it.sequence, it.nanos));
+        let stream = judge::read_stream(client, "TOCSIN_IN").await;
+        let known = stream
+            .iter()
+            .position(|it| Some((it.sequence, it.nanos)) == last)
+            .map_or(0, |at| at + 1);
+        row.count("messages in the input", (stream.len() - known) as u64);
+        self.input.extend_from_slice(&stream[known..]);
+        self.answered(client).await;
+    }
+
+    async fn answered(&self, client: &Client) {
+        let demand = judge::demand(&self.input, |_| false);
+        eventually("everything answered", async || {
+            self.heard
+                .hear(&judge::read_stream(client, "TOCSIN_OUT").await);
+            self.heard.has_all(&demand)
+        })
+        .await;
+    }
+}
+
+async fn start_traffic(client: &Client, random: &mut Random) -> Traffic {
+    Traffic::start(client, random.next(), Load::at(Pace::Paced(500))).await
+}
+
+/// How the input stream's history is rewritten.
+#[derive(Clone, Copy, Debug)]
+enum Rewriting {
+    Deletion,
+    Purge,
+    PurgeOfUnread,
+    RollBack,
+}
+
+/// What is said, at error level, of a history that does not stand.
+const REWRITTEN: &str = "ERROR tocsin::bus::jetstream::reader: the input's history was rewritten";
+
+async fn said_more(setup: &Setup, num_before: usize) {
+    eventually("a rewritten history said", async || {
+        setup.log().matches(REWRITTEN).count() > num_before
+    })
+    .await;
+}
+
+async fn restart(nats: &mut Nats) {
+    let restarted = nats.restart().await;
+    restarted.unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_lost_its_disk_is_filled_again_under_the_daemon() {
+    let mut nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats);
+    let _daemon = setup.start_ready();
+    let mut heard = digests(&client).await;
+    rings(&client, &mut heard, "one", 1).await;
+    nats.stop(Duration::from_secs(10)).await;
+    std::fs::remove_dir_all(nats.folder().join("jetstream")).expect("removed");
+    restart(&mut nats).await;
+    eventually("the stream", async || {
+        let context = jetstream::new(client.clone());
+        context.get_stream("TOCSIN_IN").await.is_ok()
+    })
+    .await;
+    rings(&client, &mut heard, "two", 2).await;
+    publish_taken(&client, "AlarmStatusChanged", "junk").await;
+    // The digest was heard before there was a stream to keep it.
+    eventually("the digest and the dead letter kept", async || {
+        num_messages(&client, "TOCSIN_OUT").await == 1
+            && num_messages(&client, "TOCSIN_DEAD_LETTER").await == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rewritten_histories_lose_and_repeat_nothing_and_are_said() {
+    let mut row = Row::new(Rounds::in_test(5));
+    let mut nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats);
+    let mut daemon = setup.start_ready();
+    let mut random = Random(row.seed());
+    let mut told = Told {
+        input: Vec::new(),
+        heard: Heard::start(&client).await,
+    };
+    told.phase(&client, &mut row, &mut random).await;
+    let context = jetstream::new(client.clone());
+    let mut left = Vec::new();
+    while row.goes_on() {
+        // Each once, in another order each time.
+        if left.is_empty() {
+            left = vec![
+                Rewriting::Deletion,
+                Rewriting::Purge,
+                Rewriting::PurgeOfUnread,
+                Rewriting::RollBack,
+            ];
+        }
+        let num_said = setup.log().matches(REWRITTEN).count();
+        match left.swap_remove(random.below(left.len() as u64) as usize) {
+            Rewriting::Deletion => {
+                context.delete_stream("TOCSIN_IN").await.expect("deleted");
+                said_more(&setup, num_said).await;
+                row.count("input streams deleted and made anew", 1);
+            }
+            Rewriting::Purge => {
+                let stream = context.get_stream("TOCSIN_IN").await.expect("the stream");
+                stream.purge().await.expect("purged");
+                row.count("input streams purged", 1);
+            }
+            Rewriting::PurgeOfUnread => {
+                assert!(daemon.stop().success());
+                let num = 1 + random.below(50);
+                for second in 0..num {
+                    let unread = change("bob", "disk", "WARNING", second);
+                    publish_taken(&client, "AlarmStatusChanged", unread).await;
+                }
+                let stream = context.get_stream("TOCSIN_IN").await.expect("the stream");
+                stream.purge().await.expect("purged");
+                daemon = setup.start_ready();
+                let exactly = format!("missing={num}");
+                let log = setup.log();
+                let said = |line: &str| line.contains("no longer holds") && line.contains(&exactly);
+                assert!(log.lines().any(said), "{num}: {log}");
+                row.count("input streams purged of unread messages", 1);
+                row.count("unread messages purged, each counted", num);
+            }
+            Rewriting::RollBack => {
+                nats.stop(Duration::from_secs(10)).await;
+                let kept = tempfile::tempdir().expect("a folder");
+                copy(&nats.folder().join("jetstream"), kept.path());
+                restart(&mut nats).await;
+                told.phase(&client, &mut row, &mut random).await;
+                nats.stop(Duration::from_secs(10)).await;
+                std::fs::remove_dir_all(nats.folder().join("jetstream")).expect("removed");
+                copy(&kept.path().join("jetstream"), nats.folder());
+                restart(&mut nats).await;
+                said_more(&setup, num_said).await;
+                row.count("brokers rolled back to an older copy", 1);
+            }
+        }
+        told.phase(&client, &mut row, &mut random).await;
+    }
+    let demand = judge::demand(&told.input, |_| false);
+    let num_repeats = told.heard.demand(&demand);
+    row.count("digests checked", demand.digests.len() as u64);
+    row.fact(
+        "digests heard again under their id",
+        num_repeats.to_string(),
+    );
+    row.close();
+}
+
+/// Which stream is emptied or deleted under way, and what is said of it.
+const GONE: [(&str, &str); 3] = [
+    (
+        "TOCSIN_OUT",
+        "the output stream is gone, making it anew stream=\"TOCSIN_OUT\"",
+    ),
+    (
+        "TOCSIN_DEAD_LETTER",
+        "the output stream is gone, making it anew stream=\"TOCSIN_DEAD_LETTER\"",
+    ),
+    (
+        "TOCSIN_CLAIM",
+        "the stream of the claim is gone, making it anew stream=\"TOCSIN_CLAIM\"",
+    ),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_ours_purged_or_deleted_under_way_lose_no_digest() {
+    let mut row = Row::new(Rounds::in_test(4));
+    let nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats);
+    let daemon = setup.start_ready();
+    let mut random = Random(row.seed());
+    let mut told = Told {
+        input: Vec::new(),
+        heard: Heard::start(&client).await,
+    };
+    let context = jetstream::new(client.clone());
+    for round in 0.. {
+        if !row.goes_on() {
+            break;
+        }
+        let traffic = start_traffic(&client, &mut random).await;
+        traffic.after(100 + random.below(300)).await;
+        // One in four is only emptied, and nothing needs to be said.
+        if let Some((name, said)) = GONE.get(round % 4) {
+            let num_said = setup.log().matches(said).count();
+            context.delete_stream(name).await.expect("deleted");
+            eventually(said, async || setup.log().matches(said).count() > num_said).await;
+            row.count(&format!("{name} streams deleted under way"), 1);
+        } else {
+            let stream = context.get_stream("TOCSIN_OUT").await.expect("the stream");
+            stream.purge().await.expect("purged");
+            row.count("TOCSIN_OUT streams purged under way", 1);
+        }
+        traffic.after(100 + random.below(300)).await;
+        told.finish(traffic, &client, &mut row).await;
+    }
+    let demand = judge::demand(&told.input, |_| false);
+    let num_repeats = told.heard.demand(&demand);
+    row.count("digests checked", demand.digests.len() as u64);
+    row.fact(
+        "digests heard again under their id",
+        num_repeats.to_string(),
+    );
+    assert!(daemon.stop().success());
+    row.close();
 }

@@ -3,12 +3,10 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream;
-
 use crate::support::daemon::Setup;
 use crate::support::eventually;
 use crate::support::judge;
-use crate::support::nats::Nats;
+use crate::support::nats::{Nats, limit_stream};
 use crate::support::traffic::{change, change_and_request, publish_taken, request};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,27 +66,8 @@ async fn a_broker_that_refuses_longer_than_the_duplicate_window_gets_each_digest
     let client = nats.connect().await.client().clone();
     let setup = Setup::new(&nats).set("output.duplicate_window=2s");
     let daemon = setup.start_ready();
-    let context = jetstream::new(client.clone());
-    let mut stream = context
-        .get_stream("TOCSIN_OUT")
-        .await
-        .expect("the stream exists");
-    let config = stream
-        .info()
-        .await
-        .expect("the stream answers")
-        .config
-        .clone();
     // Full: it takes nothing more.
-    let full = jetstream::stream::Config {
-        max_messages: 1,
-        discard: jetstream::stream::DiscardPolicy::New,
-        ..config.clone()
-    };
-    context
-        .update_stream(&full)
-        .await
-        .expect("the stream can be changed");
+    limit_stream(&client, "TOCSIN_OUT", 1).await;
     for user in 0..20 {
         let user = format!("user {user}");
         change_and_request(&client, &user, "disk", "CRITICAL", 1).await;
@@ -103,10 +82,7 @@ async fn a_broker_that_refuses_longer_than_the_duplicate_window_gets_each_digest
     })
     .await;
     daemon.kill();
-    context
-        .update_stream(&config)
-        .await
-        .expect("the stream can be changed");
+    limit_stream(&client, "TOCSIN_OUT", -1).await;
     let _daemon = setup.start_ready();
     judge::judge(&client).await;
 }

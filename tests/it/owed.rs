@@ -1,10 +1,10 @@
 //! What is owed: bounded, in order, found again, and split where the broker asks for it.
 
 use async_nats::Client;
-use async_nats::jetstream::{self, stream};
+use async_nats::jetstream;
 
 use crate::support::daemon::Setup;
-use crate::support::nats::Nats;
+use crate::support::nats::{Nats, limit_stream};
 use crate::support::traffic::{change, publish_taken, request};
 use crate::support::{eventually, judge};
 
@@ -12,34 +12,6 @@ async fn ring(client: &Client, user: &str, second: u64) {
     let payload = change(user, &format!("alarm {second}"), "CRITICAL", second);
     publish_taken(client, "AlarmStatusChanged", payload).await;
     publish_taken(client, "SendAlarmDigest", request(user)).await;
-}
-
-/// Changes the output stream so that it takes no more than so many messages, or any number again.
-async fn limit_output(client: &Client, max_messages: i64) {
-    let context = jetstream::new(client.clone());
-    let mut output = context
-        .get_stream("TOCSIN_OUT")
-        .await
-        .expect("the stream exists");
-    let config = output
-        .info()
-        .await
-        .expect("the stream answers")
-        .config
-        .clone();
-    let limited = stream::Config {
-        max_messages,
-        discard: if max_messages < 0 {
-            stream::DiscardPolicy::Old
-        } else {
-            stream::DiscardPolicy::New
-        },
-        ..config
-    };
-    context
-        .update_stream(&limited)
-        .await
-        .expect("the stream can be changed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -57,13 +29,13 @@ async fn the_input_pauses_at_the_bound_of_what_is_owed_and_goes_on() {
     let mut daemon = setup.start_ready();
     ring(&client, "first", 1).await;
     judge::judge(&client).await;
-    limit_output(&client, 1).await;
+    limit_stream(&client, "TOCSIN_OUT", 1).await;
     for user in 0..40 {
         ring(&client, &format!("user {user}"), 1).await;
     }
     // Six are more than five: nothing more is taken.
     daemon.wait_for("STATUS=0 messages in flight, 6 owed");
-    limit_output(&client, -1).await;
+    limit_stream(&client, "TOCSIN_OUT", -1).await;
     judge::judge(&client).await;
     assert!(daemon.stop().success());
 }
@@ -84,14 +56,14 @@ async fn an_owed_digest_is_published_although_the_end_of_the_output_was_deleted(
         .await
         .expect("the stream exists");
     assert!(output.delete_message(2).await.expect("it can be deleted"));
-    limit_output(&client, 1).await;
+    limit_stream(&client, "TOCSIN_OUT", 1).await;
     ring(&client, "ann", 2).await;
     eventually("a publish refused", async || {
         setup.log().contains("message sent again")
     })
     .await;
     daemon.kill();
-    limit_output(&client, -1).await;
+    limit_stream(&client, "TOCSIN_OUT", -1).await;
     let _daemon = setup.start_ready();
     eventually("the digest", async || {
         let digests = judge::read_stream(&client, "TOCSIN_OUT").await;
@@ -126,7 +98,7 @@ async fn a_digest_of_many_parts_survives_a_kill_between_them() {
         // Room for the first part, and not for the second.
         let parts = judge::read_stream(&client, "TOCSIN_OUT").await.len();
         let room = i64::try_from(parts + 1).expect("few messages");
-        limit_output(&client, room).await;
+        limit_stream(&client, "TOCSIN_OUT", room).await;
         publish_taken(&client, "SendAlarmDigest", request("ann")).await;
         ring(&client, "ann", 20_000 + round as u64).await;
         eventually("the second part refused", async || {
@@ -138,7 +110,7 @@ async fn a_digest_of_many_parts_survives_a_kill_between_them() {
         daemon.kill();
         setup = setup.actors(3 - round);
         daemon = setup.start_ready();
-        limit_output(&client, -1).await;
+        limit_stream(&client, "TOCSIN_OUT", -1).await;
         judge::judge(&client).await;
     }
     assert!(daemon.stop().success());

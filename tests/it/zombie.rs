@@ -6,8 +6,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use crate::support::daemon::Setup;
+use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
-use crate::support::traffic::{change, publish_taken, request};
+use crate::support::traffic::{Load, Pace, Random, Traffic, change, publish_taken, request};
 use crate::support::{eventually, judge};
 
 /// What lies in a store, in bytes of each file.
@@ -81,4 +82,63 @@ async fn a_frozen_daemon_that_wakes_up_without_its_claim_neither_commits_nor_pub
     // It drains with nothing to do, and does not wait for what it may not do.
     assert!(daemon.stop().success());
     assert_eq!(stored(&frozen.store()).len(), before.len());
+}
+
+/// Logged by the store that owns the input from now on, and by one that finds another's claim.
+const OWNS: &str = "this store owns the input";
+const STANDS_BY: &str = "owns the input (process";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_that_take_over_from_each_other_lose_and_repeat_nothing() {
+    let mut row = Row::new(Rounds {
+        test: 2,
+        hour: 10,
+        full: 60,
+    });
+    let nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    // Shorter than a takeover takes: what was answered before must be found in the output.
+    let setups = [(); 2].map(|()| Setup::new(&nats).set("output.duplicate_window=8s"));
+    let daemons = [setups[0].start_ready(), setups[1].start()];
+    eventually("a standby", async || setups[1].num_logged(STANDS_BY) > 0).await;
+    let load = Load::at(Pace::Full).in_bursts_of(3000);
+    let traffic = Traffic::start(&client, row.seed(), load).await;
+    let mut random = Random(row.seed());
+    let mut round = 0;
+    while row.goes_on() {
+        let (owner, standby) = (round % 2, (round + 1) % 2);
+        traffic.set_pace(Pace::in_turn(round as u64 * 5));
+        round += 1;
+        traffic.after(200 + random.below(500)).await;
+        let num_owned = setups[standby].num_logged(OWNS);
+        daemons[owner].freeze();
+        row.count("SIGSTOP of the owner beyond its claim", 1);
+        eventually("the standby owns the input", async || {
+            setups[standby].num_logged(OWNS) > num_owned
+        })
+        .await;
+        row.count("standbys that took over", 1);
+        // What it publishes now would come a second time from the one that wakes up.
+        traffic.after(200 + random.below(500)).await;
+        let num_stood_by = setups[owner].num_logged(STANDS_BY);
+        daemons[owner].thaw();
+        eventually("the loss noticed", async || {
+            setups[owner].num_logged(STANDS_BY) > num_stood_by
+        })
+        .await;
+    }
+    let confirmed = traffic.stop().await;
+    let judged = judge::judge_confirmed(&client, &confirmed).await;
+    let [first, second] = daemons;
+    // The standby goes first: nobody takes over again.
+    let (owner, standby) = if round % 2 == 0 {
+        (first, second)
+    } else {
+        (second, first)
+    };
+    assert!(standby.stop().success());
+    assert!(owner.stop().success());
+    judged.stays(&client).await;
+    judged.count_in(&mut row);
+    row.close();
 }

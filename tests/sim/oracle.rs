@@ -1,8 +1,8 @@
 //! What the input demands of the output, written from the documents alone.
 //!
-//! The oracle shares no code with the domain: it knows messages as text and numbers. For each partition it
-//! keeps what the durable commits claim to cover, in order, and at the end plays exactly that through the
-//! rules of the page.
+//! The oracle shares no code with the domain: it knows messages as text and numbers. For each partition of a
+//! store it keeps what the durable commits claim to cover, in order, and at the end plays exactly that through
+//! the rules of the page.
 //!
 //! | the input was | demanded |
 //! |---|---|
@@ -11,10 +11,11 @@
 //! | still in the stream at the end | covered by every means: nothing may be skipped |
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use tocsin::core::position::Cursor;
 
-use crate::world::{Failure, Published};
+use crate::world::{Failure, Whole};
 
 /// What one message says.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -44,16 +45,30 @@ pub(crate) struct Message {
     pub(crate) lane: u64,
     pub(crate) kind: Kind,
     pub(crate) bytes: String,
+    /// Whether its publisher waits for an answer.
+    pub(crate) has_reply: bool,
+}
+
+/// The messages that one process has read, by partition.
+type View = Vec<BTreeMap<Cursor, Arc<Message>>>;
+
+/// What the durable commits of one partition cover.
+#[derive(Clone, Default)]
+struct Log {
+    covered: Cursor,
+    messages: Vec<(Cursor, Arc<Message>)>,
 }
 
 /// See the module.
 pub(crate) struct Oracle {
     retention: u64,
     has_stream: bool,
-    /// What was read for each partition and may yet be covered.
-    views: Vec<BTreeMap<Cursor, Message>>,
-    covered: Vec<Cursor>,
-    logs: Vec<Vec<(Cursor, Message)>>,
+    num_partitions: usize,
+    views: BTreeMap<u64, View>,
+    /// By store and partition.
+    logs: Vec<Vec<Log>>,
+    /// By store: what is in its state.
+    applied: Vec<BTreeSet<u64>>,
 }
 
 struct Register {
@@ -65,55 +80,62 @@ struct Register {
 }
 
 /// Id (where it can be known), and content.
-type Owed = (Option<String>, String);
+type Demanded = (Option<String>, String);
 
 impl Oracle {
-    pub(crate) fn new(num_partitions: usize, retention: u64, has_stream: bool) -> Self {
+    pub(crate) fn new(
+        num_stores: usize,
+        num_partitions: usize,
+        retention: u64,
+        has_stream: bool,
+    ) -> Self {
         Self {
             retention,
             has_stream,
-            views: vec![BTreeMap::new(); num_partitions],
-            covered: vec![Cursor::default(); num_partitions],
-            logs: vec![Vec::new(); num_partitions],
+            num_partitions,
+            views: BTreeMap::new(),
+            logs: vec![vec![Log::default(); num_partitions]; num_stores],
+            applied: vec![BTreeSet::new(); num_stores],
         }
     }
 
-    /// The reader went over these messages, which the broker held.
-    pub(crate) fn read(&mut self, generation: u32, sequence: u64, message: &Message) {
-        let cursor = Cursor {
-            generation,
-            sequence,
+    /// A process went over this message, which the broker held.
+    pub(crate) fn read(&mut self, process: u64, cursor: Cursor, message: &Arc<Message>) {
+        let num_partitions = self.num_partitions;
+        let view = self.views.entry(process);
+        let view = view.or_insert_with(|| vec![BTreeMap::new(); num_partitions]);
+        let place = view[message.partition].entry(cursor);
+        place.or_insert_with(|| Arc::clone(message));
+    }
+
+    /// A durable commit of a process claims everything up to here.
+    pub(crate) fn cover(&mut self, store: usize, process: u64, partition: usize, to: Cursor) {
+        let log = &mut self.logs[store][partition];
+        let from = log.covered;
+        log.covered = from.max(to);
+        let Some(view) = self.views.get(&process) else {
+            return;
         };
-        let view = &mut self.views[message.partition];
-        view.entry(cursor).or_insert_with(|| message.clone());
+        let claimed = view[partition].range(from..=from.max(to));
+        for (&cursor, message) in claimed.filter(|&(&cursor, _)| cursor > from) {
+            log.messages.push((cursor, Arc::clone(message)));
+            self.applied[store].insert(message.uid);
+        }
     }
 
-    /// The owner of a partition died: what was read and is not covered must be read again.
-    pub(crate) fn forget_uncovered(&mut self, partition: usize) {
-        let covered = self.covered[partition];
-        self.views[partition].retain(|&cursor, _| cursor <= covered);
-    }
-
-    /// A durable commit claims everything up to here. Its owner began with the generation `begins_at`, and
-    /// left what was before it where it was.
-    pub(crate) fn cover(&mut self, partition: usize, to: Cursor, begins_at: u32) {
-        let from = self.covered[partition];
-        let claimed = self.views[partition]
-            .range(from..=to)
-            .filter(|&(&cursor, _)| cursor > from)
-            .filter(|(cursor, _)| cursor.generation >= begins_at);
-        self.logs[partition].extend(claimed.map(|(&cursor, message)| (cursor, message.clone())));
-        self.covered[partition] = to;
+    /// Whether a message is in the durable state of a store.
+    pub(crate) fn is_applied(&self, store: usize, uid: u64) -> bool {
+        self.applied[store].contains(&uid)
     }
 
     /// Nothing that the broker still holds was passed over.
     pub(crate) fn check_complete<'a>(
         &self,
-        held: impl Iterator<Item = &'a Message>,
+        store: usize,
+        held: impl Iterator<Item = &'a Arc<Message>>,
     ) -> Result<(), Failure> {
-        let applied: BTreeSet<_> = self.logs.iter().flatten().map(|(_, it)| it.uid).collect();
         for message in held {
-            if !applied.contains(&message.uid) {
+            if !self.is_applied(store, message.uid) {
                 let detail = format!("message {} of the input was never covered", message.uid);
                 return Err(Failure::new("I-11 input is complete", detail));
             }
@@ -121,34 +143,34 @@ impl Oracle {
         Ok(())
     }
 
-    /// The output is exactly what the covered input demands: per lane, in order, each once.
-    pub(crate) fn check_output(&self, output: &[Published]) -> Result<(), Failure> {
-        let mut expected: BTreeMap<u64, Vec<Owed>> = BTreeMap::new();
-        for log in &self.logs {
+    /// The output is exactly what the input covered by a store demands: per lane, in order, each once. Returns
+    /// how many messages that were.
+    pub(crate) fn check_output(
+        &self,
+        store: usize,
+        output: &BTreeMap<u64, Vec<&Whole>>,
+        is_parked: impl Fn(&str) -> bool,
+    ) -> Result<u64, Failure> {
+        let mut demanded: BTreeMap<u64, Vec<Demanded>> = BTreeMap::new();
+        for log in &self.logs[store] {
             let mut registers = BTreeMap::new();
-            for (cursor, message) in log {
+            for (cursor, message) in &log.messages {
                 if let Some(content) = self.answer(&mut registers, message) {
                     let id = self.has_stream.then(|| id(*cursor, message.timestamp));
-                    expected
-                        .entry(message.lane)
-                        .or_default()
-                        .push((id, content));
+                    let lane = demanded.entry(message.lane).or_default();
+                    lane.push((id, content));
                 }
             }
         }
-        let mut actual: BTreeMap<u64, Vec<&Published>> = BTreeMap::new();
-        let mut ids = BTreeSet::new();
-        for published in output {
-            if ids.insert(&published.id) {
-                actual.entry(published.lane).or_default().push(published);
-            }
-        }
-        let lanes: BTreeSet<_> = expected.keys().chain(actual.keys()).copied().collect();
+        let lanes: BTreeSet<_> = demanded.keys().chain(output.keys()).copied().collect();
+        let mut num_judged = 0;
         for lane in lanes {
-            let expected = expected.remove(&lane).unwrap_or_default();
-            compare(&expected, &actual.remove(&lane).unwrap_or_default())?;
+            let demanded = demanded.remove(&lane).unwrap_or_default();
+            let published = output.get(&lane).map(Vec::as_slice).unwrap_or_default();
+            compare(&demanded, published, &is_parked)?;
+            num_judged += demanded.len() as u64;
         }
-        Ok(())
+        Ok(num_judged)
     }
 
     /// Applies one message by the rules of the page; returns what must be published for it.
@@ -212,7 +234,7 @@ impl Oracle {
     }
 }
 
-/// Rule 13 of the no-loss protocol.
+/// The id of what a message of a stream causes, as the page names it.
 fn id(cursor: Cursor, timestamp: u64) -> String {
     let suffix = match cursor.generation {
         0 => String::new(),
@@ -221,40 +243,66 @@ fn id(cursor: Cursor, timestamp: u64) -> String {
     format!("{}-{timestamp}{suffix}", cursor.sequence)
 }
 
-fn compare(expected: &[Owed], actual: &[&Published]) -> Result<(), Failure> {
-    let is_same = |(owed, published): (&Owed, &&Published)| {
-        owed.0.as_ref().is_none_or(|id| *id == published.id) && owed.1 == published.content
-    };
-    if expected.len() == actual.len() && expected.iter().zip(actual).all(is_same) {
+/// Order is kept by what was never parked: a lane goes on without what the broker refuses for good.
+fn compare(
+    demanded: &[Demanded],
+    published: &[&Whole],
+    is_parked: &impl Fn(&str) -> bool,
+) -> Result<(), Failure> {
+    let has_ids = demanded.iter().any(|(id, _)| id.is_some());
+    let of_whole = |whole: &&Whole| (has_ids.then(|| whole.id.clone()), whole.content());
+    let published_now: Vec<Demanded> = published.iter().map(of_whole).collect();
+    if demanded == published_now {
         return Ok(());
     }
-    let detail = format!("expected {expected:#?}\npublished {actual:#?}");
-    let expected: BTreeMap<_, _> = numbered(expected.iter().map(|(id, it)| (id.clone(), it)));
-    let actual: BTreeMap<_, _> = numbered(actual.iter().map(|it| {
-        let is_known = expected.keys().any(|(id, _)| id.is_some());
-        (is_known.then(|| it.id.clone()), &it.content)
-    }));
-    let check = if expected == actual {
-        "I-05 order within a lane"
-    } else if actual.keys().any(|id| !expected.contains_key(id)) {
-        "I-07 a message that nothing asked for"
-    } else if expected.keys().any(|id| !actual.contains_key(id)) {
-        "I-10 a digest is lost"
-    } else {
-        "I-10 a digest holds exactly what is due"
+    let detail = || format!("demanded {demanded:#?}\npublished {published_now:#?}");
+    let [wanted, there] = [demanded, published_now.as_slice()].map(|messages| {
+        let mut messages = messages.to_vec();
+        messages.sort();
+        messages
+    });
+    if wanted != there {
+        return Err(Failure::new(name_difference(&wanted, &there), detail()));
+    }
+    let has_parked = published.iter().any(|whole| is_parked(&whole.id));
+    if has_parked && !has_ids {
+        // Which of two with one content was parked cannot be told.
+        return Ok(());
+    }
+    let in_order = |messages: &[Demanded]| -> Vec<Demanded> {
+        let never_parked = |(id, _): &&Demanded| !id.as_deref().is_some_and(is_parked);
+        messages.iter().filter(never_parked).cloned().collect()
     };
-    Err(Failure::new(check, detail))
+    if in_order(demanded) == in_order(&published_now) {
+        return Ok(());
+    }
+    Err(Failure::new("I-05 order within a lane", detail()))
 }
 
-/// Messages by id; where ids cannot be known, by their turn.
-fn numbered<'a>(
-    messages: impl Iterator<Item = (Option<String>, &'a String)>,
-) -> BTreeMap<(Option<String>, usize), &'a String> {
-    messages
-        .enumerate()
-        .map(|(turn, (id, content))| {
-            let turn = if id.is_some() { 0 } else { turn };
-            ((id, turn), content)
-        })
-        .collect()
+/// What is wrong where two sorted lists of messages differ.
+fn name_difference(demanded: &[Demanded], published: &[Demanded]) -> &'static str {
+    let ids =
+        |messages: &[Demanded]| -> Vec<_> { messages.iter().map(|it| it.0.clone()).collect() };
+    let (wanted, there) = (ids(demanded), ids(published));
+    if wanted == there {
+        let sorted = |messages: &[Demanded]| -> Vec<Vec<String>> {
+            let entries = messages.iter().map(|(_, content)| {
+                let (_, entries) = content.split_once(": ").unwrap_or(("", content));
+                let mut entries: Vec<_> = entries.split(", ").map(str::to_owned).collect();
+                entries.sort();
+                entries
+            });
+            entries.collect()
+        };
+        return if sorted(demanded) == sorted(published) {
+            "I-09 a digest runs from oldest to newest"
+        } else {
+            "I-10 a digest holds exactly what is due"
+        };
+    }
+    if wanted.iter().any(|id| !there.contains(id)) || wanted.len() > there.len() {
+        "I-10 a digest is lost"
+    } else {
+        "I-07 a message that nothing asked for"
+    }
 }

@@ -1,174 +1,183 @@
-//! The faults that are planted in the world around the partition: what a shell could get wrong. Each breaks
-//! one rule of the no-loss protocol, and each must be noticed by a check that has a name.
+//! The faults that are planted in the world around the partition: what a shell, a store or a domain could get
+//! wrong. Each must be noticed by a check that has a name.
 
-use tocsin::core::ids::UserId;
-use tocsin::core::partition::{Decision, Domain};
-use tocsin::core::rows::{CorruptRow, Reader, Rows};
-use tocsin::core::time::Timestamp;
-use tocsin::domains::alarms::{
-    AlarmId, AlarmRow, Alarms, Change, Command, Digest, Settings, Tally,
-};
+mod domain;
 
-/// A fault of the shell.
+pub(crate) use domain::{Faulty, Observed};
+
+/// A planted fault, and the invariant that it breaks or what else of the protocol.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Bug {
-    /// Rule 10: the partition is told of a commit before the store has it.
+    /// I-03: the partition is told of a commit before the store has it.
     ReleasedBeforeDurable,
-    /// Rule 10: the position is written on its own, before the rows.
+    /// I-03: a publisher is answered when its message is delivered.
+    AnsweredAtDelivery,
+    /// I-02: the position is written on its own, before the rows.
     PositionBeforeCommit,
-    /// Rule 10: the position is written on its own, after the rows.
+    /// I-02: the position is written on its own, after the rows.
     PositionAfterCommit,
-    /// An owed message is taken for published when it is sent.
-    RemovedAtSend,
-    /// Rule 2: one position for all partitions.
+    /// I-02: one position for all partitions.
     OneGlobalPosition,
-    /// Rule 2: reading starts again at the highest position instead of the lowest.
-    ResumedAtHighest,
-    /// Rule 2: the watermark is raised before the messages below it are delivered.
+    /// I-02: the watermark is raised before the messages below it are delivered.
     WatermarkTooEarly,
-    /// Rule 7: messages are judged by a clock that shows another time at a replay.
-    WallClock,
-    /// Rule 8: the mark "reported" is written as a difference.
-    DeltaRows,
-    /// Rule 9: a message at which workers die is skipped without a dead letter.
-    PoisonSkipped,
-    /// Rule 9: without a stream, the router forgets a batch once it is handed over.
-    BatchForgotten,
-    /// Rule 10: the store applies commits of earlier owners.
-    StaleCommitApplied,
-    /// Rule 12: a snapshot is put in place as soon as it is written.
-    SnapshotTooEarly,
-    /// Rule 12: the journal is cut at the newest commit instead of where the snapshot began.
-    JournalCutTooFar,
-    /// Rule 13: ids come from a counter that begins anew with the process.
-    IdsFromCounter,
-    /// Rule 14: an old message is sent again without looking for it.
-    NoLookup,
-    /// Rule 15: all that is owed to a user is under way at once.
+    /// I-04: an owed message is taken for published when it is sent.
+    RemovedAtSend,
+    /// I-04: what the broker refuses for good is taken for done.
+    ParkedForgotten,
+    /// I-04: a confirmation removes whatever the lane waits for, not the message that it names.
+    ConfirmedByLane,
+    /// I-05: all that is owed to a user is under way at once.
     TwoInFlight,
-    /// Rule 1: reading goes on by sequence, whatever happened to the stream.
+    /// I-05: the parts of a digest are sent last first.
+    PartsBackwards,
+    /// I-06: the mark "reported" is written as a difference.
+    DeltaRows,
+    /// I-06: an alarm that is due is read back as reported.
+    DueForgottenAtRecovery,
+    /// I-07: ids come from a counter that begins anew with the process.
+    IdsFromCounter,
+    /// I-07: a history that is read again gives the ids that it gave before.
+    IdsWithoutGeneration,
+    /// I-07: what may be stored long ago is sent without looking for it.
+    NoLookup,
+    /// I-08: a snapshot is put in place as soon as it is written.
+    SnapshotTooEarly,
+    /// I-08: the journal is cut at the newest commit instead of where the snapshot began.
+    JournalCutTooFar,
+    /// I-09: a digest lists the alarms as they came.
+    DigestByArrival,
+    /// I-10: alarms are marked as reported, and nothing is published.
+    MarkWithoutDigest,
+    /// I-10: which statuses were seen at one instant is forgotten.
+    SeenForgotten,
+    /// I-10: a cleared alarm is forgotten at once, and a late older message brings it back.
+    TombstoneDropped,
+    /// I-10: messages are judged by a clock that shows another time at a replay.
+    WallClock,
+    /// I-11: reading starts again at the highest position instead of the lowest.
+    ResumedAtHighest,
+    /// I-11: reading goes on by sequence, whatever happened to the stream.
     RewriteUnnoticed,
+    /// I-11: the router forgets a batch once it is handed over.
+    BatchForgotten,
+    /// I-11: a message at which workers die is skipped without a dead letter.
+    PoisonSkipped,
+    /// I-11: what cannot be read is skipped without a dead letter.
+    JunkSkipped,
+    /// Batches that overtake each other on their way to a router are handed over as they arrive.
+    BatchesByArrival,
+    /// A user's partition follows from the number of workers, which changes.
+    PlacementByWorkers,
+    /// I-01: the store applies commits of earlier owners.
+    StaleCommitApplied,
+    /// A batch's permits are lost when its worker dies.
+    PermitLeaked,
+    /// Batches are read without a permit.
+    NoPermits,
+    /// Reading goes on however much is owed.
+    OwedUnbounded,
+    /// A claim that is not renewed is taken over at once.
+    ClaimTakenAtOnce,
+    /// A claim is held from when its renewal was answered, not from when it was sent.
+    ClaimFromAnswer,
+    /// A process publishes although its claim has expired.
+    ZombiePublishes,
 }
 
 impl Bug {
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 37] = [
         Self::ReleasedBeforeDurable,
+        Self::AnsweredAtDelivery,
         Self::PositionBeforeCommit,
         Self::PositionAfterCommit,
-        Self::RemovedAtSend,
         Self::OneGlobalPosition,
-        Self::ResumedAtHighest,
         Self::WatermarkTooEarly,
-        Self::WallClock,
+        Self::RemovedAtSend,
+        Self::ParkedForgotten,
+        Self::ConfirmedByLane,
+        Self::TwoInFlight,
+        Self::PartsBackwards,
         Self::DeltaRows,
-        Self::PoisonSkipped,
-        Self::BatchForgotten,
-        Self::StaleCommitApplied,
+        Self::DueForgottenAtRecovery,
+        Self::IdsFromCounter,
+        Self::IdsWithoutGeneration,
+        Self::NoLookup,
         Self::SnapshotTooEarly,
         Self::JournalCutTooFar,
-        Self::IdsFromCounter,
-        Self::NoLookup,
-        Self::TwoInFlight,
+        Self::DigestByArrival,
+        Self::MarkWithoutDigest,
+        Self::SeenForgotten,
+        Self::TombstoneDropped,
+        Self::WallClock,
+        Self::ResumedAtHighest,
         Self::RewriteUnnoticed,
+        Self::BatchForgotten,
+        Self::PoisonSkipped,
+        Self::JunkSkipped,
+        Self::BatchesByArrival,
+        Self::PlacementByWorkers,
+        Self::StaleCommitApplied,
+        Self::PermitLeaked,
+        Self::NoPermits,
+        Self::OwedUnbounded,
+        Self::ClaimTakenAtOnce,
+        Self::ClaimFromAnswer,
+        Self::ZombiePublishes,
     ];
-}
 
-/// A domain whose state the world can look at.
-pub(crate) trait Observed:
-    Domain<Command = Command, Outgoing = Digest, Tally = Tally, Settings = Settings>
-{
-    fn rows(&self) -> Vec<(UserId, AlarmId, AlarmRow)>;
-}
-
-impl Observed for Alarms {
-    fn rows(&self) -> Vec<(UserId, AlarmId, AlarmRow)> {
-        Self::rows(self)
-    }
-}
-
-/// The alarms, but the mark "reported" is written as a flip of what was there: [`Bug::DeltaRows`].
-pub(crate) struct Flipping(Alarms);
-
-/// A row, or that its mark flips.
-pub(crate) struct Flip {
-    change: Change,
-    is_flip: bool,
-}
-
-impl Observed for Flipping {
-    fn rows(&self) -> Vec<(UserId, AlarmId, AlarmRow)> {
-        self.0.rows()
-    }
-}
-
-impl Domain for Flipping {
-    type Command = Command;
-    type Change = Flip;
-    type Outgoing = Digest;
-    type Tally = Tally;
-    type Settings = Settings;
-
-    fn new(settings: Settings) -> Self {
-        Self(Alarms::new(settings))
-    }
-
-    fn decide(&self, at: Timestamp, command: &Command, decision: &mut Decision<Self>) {
-        let mut inner = Decision::default();
-        self.0.decide(at, command, &mut inner);
-        decision.publish = inner.publish;
-        let is_flip = matches!(command, Command::SendDigest { .. });
-        let flips = inner
-            .changes
-            .into_iter()
-            .map(|change| Flip { change, is_flip });
-        decision.changes.extend(flips);
-    }
-
-    fn evolve(&mut self, flip: Flip) {
-        let mut change = flip.change;
-        if flip.is_flip {
-            let Some(row) = self.0.row(&change.user, &change.alarm) else {
-                return;
-            };
-            let is_reported = !row.is_reported;
-            change.row = Some(AlarmRow { is_reported, ..row });
+    /// In words that need no knowledge of the code.
+    pub(crate) const fn words(self) -> &'static str {
+        match self {
+            Self::ReleasedBeforeDurable => "acknowledged before the commit",
+            Self::AnsweredAtDelivery => "publisher answered before the commit",
+            Self::PositionBeforeCommit => "input position stored before the commit",
+            Self::PositionAfterCommit => "input position stored after the commit",
+            Self::OneGlobalPosition => "one input position for all partitions",
+            Self::WatermarkTooEarly => "input position ahead of what was applied",
+            Self::RemovedAtSend => "owed digest removed when it is sent",
+            Self::ParkedForgotten => "refused digest taken for published",
+            Self::ConfirmedByLane => "late confirmation removes another digest",
+            Self::TwoInFlight => "two digests of one user under way",
+            Self::PartsBackwards => "parts of a digest in the wrong order",
+            Self::DeltaRows => "stored as differences, not as values",
+            Self::DueForgottenAtRecovery => "due alarm forgotten at recovery",
+            Self::IdsFromCounter => "message ids from a counter",
+            Self::IdsWithoutGeneration => "same ids after a rewritten input",
+            Self::NoLookup => "sent again without looking for it",
+            Self::SnapshotTooEarly => "snapshot in place before its commits are durable",
+            Self::JournalCutTooFar => "journal cut beyond the snapshot",
+            Self::DigestByArrival => "digest in order of arrival",
+            Self::MarkWithoutDigest => "alarm marked as reported without a digest",
+            Self::SeenForgotten => "statuses seen at one instant forgotten",
+            Self::TombstoneDropped => "cleared alarm forgotten too early",
+            Self::WallClock => "messages judged by the wall clock",
+            Self::ResumedAtHighest => "reading resumed at the highest position",
+            Self::RewriteUnnoticed => "rewritten input not noticed",
+            Self::BatchForgotten => "batch forgotten before its commit",
+            Self::PoisonSkipped => "poisonous message skipped",
+            Self::JunkSkipped => "unreadable message skipped",
+            Self::BatchesByArrival => "batches applied in order of arrival",
+            Self::PlacementByWorkers => "user's partition depends on the number of workers",
+            Self::StaleCommitApplied => "commit of an earlier owner accepted",
+            Self::PermitLeaked => "permits lost with a worker",
+            Self::NoPermits => "input read without permits",
+            Self::OwedUnbounded => "input read however much is owed",
+            Self::ClaimTakenAtOnce => "claim taken over without waiting",
+            Self::ClaimFromAnswer => "claim counted from the answer",
+            Self::ZombiePublishes => "publishes after its claim expired",
         }
-        self.0.evolve(change);
     }
 
-    fn encode(flip: &Flip, rows: &mut Rows) {
-        if !flip.is_flip {
-            return Alarms::encode(&flip.change, rows);
-        }
-        let mut whole = Rows::default();
-        Alarms::encode(&flip.change, &mut whole);
-        let (key, _) = whole.iter().next().expect("one row").expect("a whole row");
-        rows.push(key, Some(b"flip"));
-    }
-
-    fn decode(key: &[u8], value: Option<&[u8]>) -> Result<Flip, CorruptRow> {
-        let is_flip = value == Some(b"flip");
-        let change = Alarms::decode(key, value.filter(|_| !is_flip))?;
-        Ok(Flip { change, is_flip })
-    }
-
-    fn encode_outgoing(digest: &Digest, out: &mut Vec<u8>) {
-        Alarms::encode_outgoing(digest, out);
-    }
-
-    fn decode_outgoing(reader: &mut Reader<'_>) -> Result<Digest, CorruptRow> {
-        Alarms::decode_outgoing(reader)
-    }
-
-    fn snapshot(&self, from: usize, max_bytes: usize, rows: &mut Rows) -> Option<usize> {
-        self.0.snapshot(from, max_bytes, rows)
-    }
-
-    fn expire(&self, now: Timestamp, from: usize, changes: &mut Vec<Flip>) -> usize {
-        let mut expired = Vec::new();
-        let next = self.0.expire(now, from, &mut expired);
-        let is_flip = false;
-        changes.extend(expired.into_iter().map(|change| Flip { change, is_flip }));
-        next
+    /// Whether it is the domain that goes wrong.
+    pub(crate) const fn is_of_the_domain(self) -> bool {
+        matches!(
+            self,
+            Self::DeltaRows
+                | Self::DueForgottenAtRecovery
+                | Self::DigestByArrival
+                | Self::MarkWithoutDigest
+                | Self::SeenForgotten
+                | Self::TombstoneDropped
+        )
     }
 }

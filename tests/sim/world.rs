@@ -1,56 +1,72 @@
-//! A whole deployment in one thread without a clock: broker, store, network, workers and producers around
-//! real [`Partition`]s. Each action is small, the next one is drawn, and everything may die between two.
+//! Whole deployments in one thread without a clock: broker, stores, network and daemons around real
+//! [`Partition`]s. Each action is small, the next one is drawn, and everything may die between two.
 //!
 //! ```text
-//! publishers ─► Stream ─► Reader ─► mailboxes ─► Worker{Partition…} ─► calls ─► Stored ─► acks ─┐
-//!                                                      ▲  └─► tasks ─► network ─► Output        │
-//!                                                      └──────────── confirmations ◄──┘  ◄──────┘
+//!                       ┌─ daemon, one or two; only the holder of the claim reads, commits and sends ───────────┐
+//! publishers ─► Stream ─► Reader ─► routers ─► Worker{Partition…} ─► calls ─► Stored ─► acks ─► replies          │
+//!                  ▲    │ permits   batches in any order      │                             │                    │
+//!               claim ──┤                                     └─► tasks ─► network ─► Output, dead letters       │
+//!                       │                                           ▲                        │                   │
+//!                       └───────────────────────────────────────────┴─ answers, settled ◄────┘ ──────────────────┘
 //! ```
 //!
-//! Messages are repeated, reordered, refused and poisonous; commits are late, fail, or are applied although
-//! they are said to have failed; confirmations are lost or late; snapshots are written in slices and lost; a
-//! worker or the process dies; the stream is rolled back, purged or made anew. Checks that can be made at
-//! once are made at once; the [`Oracle`] judges the rest when the faults have stopped and nothing moves.
+//! | file | what lives there |
+//! |---|---|
+//! | `input` | publishers, those who wait for an answer, the stream, and what harms it |
+//! | `reader` | the reader of a daemon: positions, generations, permits, the bound of what is owed |
+//! | `process` | processes and routers: what dies, starts again, and is handed out once more |
+//! | `worker` | deliveries |
+//! | `store` | commits on their way, the fence, answers |
+//! | `snapshot` | snapshots, each step on its own, and the cut of the journal |
+//! | `producer` | what is owed, in parts, parked, looked for, sent again |
+//! | `output` | the network, the output streams with their duplicate window, and what harms them |
+//! | `claim` | who owns the input |
+//!
+//! Checks that can be made at once are made at once; the [`Oracle`] judges the rest when the faults have stopped
+//! and nothing moves.
 
+mod claim;
 mod input;
 mod output;
 mod process;
+mod producer;
+mod reader;
+mod snapshot;
 mod store;
+mod worker;
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tocsin::core::ids::{Epoch, Id, PartitionId, StoreId, UserId, placement_hash};
-use tocsin::core::outbox::{Body, DeadLetter, OutboxKey, Owed};
-use tocsin::core::partition::{
-    Commit, Delivered, Delivery, Header, Output, Partition, SnapshotHead,
-};
-use tocsin::core::position::{
-    Cursor, Origin, Position, Resume, StreamView, position_to_verify, resume,
-};
-use tocsin::core::rows::Rows;
-use tocsin::core::time::Timestamp;
-use tocsin::domains::alarms::{AlarmId, Command, Digest, Settings, Status};
+use tocsin::bus::wire::DIGEST;
+use tocsin::core::ids::{PartitionId, StoreId, UserId};
+use tocsin::core::outbox::{Body, OutboxKey, Owed};
+use tocsin::core::partition::Partition;
+use tocsin::core::position::{Cursor, Position};
+use tocsin::domains::alarms::{AlarmId, AlarmRow, Digest, Settings};
 
-use crate::oracle::{Kind, Message, Oracle};
+use crate::choices::{Choices, Counts};
+use crate::oracle::Oracle;
 use crate::planted::{Bug, Observed};
 
-const STORE: StoreId = StoreId([7; 16]);
+use claim::Claimant;
+pub(crate) use output::Whole;
+
 const SECOND: u64 = 1_000_000_000;
 const START: u64 = 1_000_000 * SECOND;
 /// The output's duplicate window; an attempt stays on the network for a quarter of it at the most.
 const WINDOW: u64 = 120 * SECOND;
-const USERS: [&str; 4] = [
-    "anna",
-    "0f8fad5b-d9cb-469f-a165-70867728950e",
-    "userID-1",
-    "\u{1F514}",
-];
-const ALARMS: [&str; 3] = ["disk", "11111111-2222-3333-4444-555555555555", "cpu 1"];
+/// So many messages may a daemon have in hand.
+const PERMITS: usize = 8;
+/// So many messages may be owed before the input waits.
+const MAX_OWED: usize = 2;
 /// So many rounds may it take until nothing moves any more after the last fault.
-const ROUNDS_TO_REST: usize = 4000;
+const ROUNDS_TO_REST: usize = 600;
+/// Nothing has moved for so many rounds: long enough for a claim to be taken over.
+const ROUNDS_STILL: usize = 16;
 
 /// A check that did not hold.
 #[derive(Clone, Debug)]
@@ -75,441 +91,565 @@ fn demand(check: &str, holds: bool, detail: impl FnOnce() -> String) -> Checked 
     Err(Failure::new(check, detail()))
 }
 
-/// `SplitMix64`: small, and the same everywhere.
-pub(crate) struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound.max(1)
-    }
-
-    fn place(&mut self, len: usize) -> usize {
-        usize::try_from(self.below(len as u64)).expect("below a usize")
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
+/// What happened, line by line, for those who want to read it.
+#[derive(Default)]
+pub(crate) struct Trace {
+    is_kept: bool,
+    lines: RefCell<Vec<String>>,
+    now: Cell<u64>,
+    moves: Cell<u64>,
 }
 
-/// What the output stream holds.
-#[derive(Clone, Debug)]
-pub(crate) struct Published {
-    pub(crate) id: String,
-    pub(crate) lane: u64,
-    pub(crate) content: String,
-    at: u64,
-}
+impl Trace {
+    /// Something moved.
+    fn note(&self, what: fmt::Arguments<'_>) {
+        self.moves.set(self.moves.get() + 1);
+        self.remark(what);
+    }
 
-/// The input: a stream of the broker, or what a process without one has received.
-struct Stream {
-    created: u64,
-    first: u64,
-    last: u64,
-    messages: BTreeMap<u64, Message>,
-}
-
-impl Stream {
-    fn new(created: u64) -> Self {
-        let (first, last, messages) = (1, 0, BTreeMap::new());
-        Self {
-            created,
-            first,
-            last,
-            messages,
+    /// Something happened that goes on for ever, and is no reason to wait for the next.
+    fn remark(&self, what: fmt::Arguments<'_>) {
+        if self.is_kept {
+            let at = (self.now.get() - START) / 1_000_000;
+            self.lines.borrow_mut().push(format!("{at:>9} ms  {what}"));
         }
     }
+
+    pub(crate) fn into_lines(self) -> Vec<String> {
+        self.lines.into_inner()
+    }
 }
 
-/// One partition in the store.
-struct Stored<D: Observed> {
-    header: Header,
-    journal: Vec<Commit>,
-    snapshot: Option<(SnapshotHead, Rows)>,
-    /// Every applied commit, folded at once: what is truly durable.
-    shadow: Partition<D>,
-    /// What was live when the last applied commit was taken, and its position.
-    picture: String,
-    position: Option<Position>,
-    /// Planted: the position of a commit whose rows are in place already.
-    position_to_come: Option<Position>,
+/// One daemon: a process that may be down, or frozen.
+struct Daemon<D: Observed> {
+    /// Which store it uses.
+    store: usize,
+    is_up: bool,
+    is_frozen: bool,
+    /// Unique in the world.
+    process: u64,
+    /// How wrong its wall clock is.
+    clock: i64,
+    max_payload: usize,
+    workers: Vec<Option<worker::Worker<D>>>,
+    routers: Vec<process::Router>,
+    /// Batches on their way to a router.
+    routes: Vec<(usize, Arc<reader::Batch>)>,
+    reader: reader::Reader,
+    permits: usize,
+    /// Of each batch in hand: its permits, and how many routers have not let go of it.
+    in_hand: BTreeMap<u64, (usize, usize)>,
+    /// How often a worker died at a message.
+    deaths: BTreeMap<u64, u32>,
+    tasks: Vec<producer::Task>,
+    acks: Vec<store::Ack>,
+    answers: Vec<producer::Answer>,
+    settled: Vec<producer::Settled>,
+    claimant: Claimant,
+    num_ids: u64,
+    num_tokens: u64,
 }
 
-/// A commit on its way.
-struct Ready {
-    commit: Commit,
-    begins_at: u32,
-    picture: String,
+/// What the broker holds.
+struct Broker {
+    input: input::Stream,
+    digests: output::OutputStream,
+    dead_letters: output::OutputStream,
+    claim: Option<claim::Claimed>,
+    last_claim: u64,
+    /// Claims whose sender has given up waiting.
+    stray_claims: Vec<claim::Write>,
+    /// How wrong its clock is.
+    clock: i64,
+    max_payload: usize,
+    /// What nobody may publish for now.
+    refused: Option<&'static str>,
 }
-
-struct Call {
-    worker: usize,
-    incarnation: u64,
-    commits: Vec<Ready>,
-}
-
-#[derive(Clone)]
-struct Batch {
-    generation: u32,
-    messages: Arc<Vec<(u64, Message)>>,
-    watermark: Position,
-}
-
-struct Worker<D: Observed> {
-    incarnation: u64,
-    partitions: Vec<Partition<D>>,
-    mailbox: VecDeque<Batch>,
-    /// The batch in hand, and how many of its messages are done.
-    current: Option<(Batch, usize)>,
-    /// Nothing was given to it since it was started.
-    is_fresh: bool,
-    /// Of each partition: the generation that its next commit begins with, leaving former ones behind.
-    begins_at: Vec<u32>,
-    snapshots: BTreeMap<u16, (Rows, bool)>,
-}
-
-struct Task {
-    partition: usize,
-    owed: Arc<Owed<Digest>>,
-    id: String,
-    /// When the first attempt that the broker may still know was made.
-    first: Option<u64>,
-    is_sent: bool,
-}
-
-struct Attempt {
-    partition: usize,
-    key: OutboxKey,
-    published: Published,
-    is_first: bool,
-    confirms_to: u64,
-}
-
-/// To a worker's incarnation: these commits are durable.
-type Ack = (usize, u64, Vec<(usize, Header)>);
 
 /// What a seed decides before anything happens.
 struct Plan {
+    num_partitions: usize,
     has_stream: bool,
     /// Whether the stream may be rolled back or made anew; if not, hours may pass.
     is_rewritten: bool,
-    num_workers: usize,
+    /// Whether there are two daemons, and whether each has a store of its own.
+    deployment: Deployment,
     /// How much of what may go wrong does, in percent.
     unrest: u64,
+    num_steps: usize,
+    rest_seed: u64,
     settings: Settings,
 }
 
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Deployment {
+    One,
+    TwoOnOneStore,
+    TwoStores,
+}
+
 pub(crate) struct World<D: Observed> {
-    rng: Rng,
+    choices: Choices,
     bug: Option<Bug>,
     plan: Plan,
     now: u64,
-    moves: u64,
-    pub(crate) trace: Vec<String>,
+    trace: Trace,
+    pub(crate) counts: Counts,
     oracle: Oracle,
-    input: Stream,
+    broker: Broker,
+    waiting: Vec<input::Waiting>,
     next_uid: u64,
-    output: Vec<Published>,
-    stored: Vec<Stored<D>>,
-    calls: Vec<Call>,
-    acks: Vec<Ack>,
-    is_up: bool,
-    process: u64,
-    incarnations: u64,
-    workers: Vec<Option<Worker<D>>>,
-    is_connected: bool,
-    generation: u32,
-    next: u64,
-    highest: Option<Position>,
-    /// Without a stream: batches that the router keeps until their commit, per worker.
-    retained: Vec<VecDeque<Batch>>,
-    deaths: BTreeMap<u64, u32>,
-    tasks: Vec<Task>,
-    network: Vec<Attempt>,
-    confirmations: Vec<(usize, OutboxKey, u64, u64)>,
-    /// How often each owed message was sent.
-    num_sent: BTreeMap<(usize, OutboxKey), u32>,
-    num_ids: u64,
+    /// By store and partition.
+    stores: Vec<Vec<store::Stored<D>>>,
+    calls: Vec<store::Call>,
+    daemons: Vec<Daemon<D>>,
+    num_processes: u64,
+    num_incarnations: u64,
+    /// What the output streams have lost again.
+    num_lost_outputs: u64,
+    is_resting: bool,
+    network: Vec<output::Attempt>,
 }
 
 impl<D: Observed> World<D> {
-    pub(crate) fn new(seed: u64, bug: Option<Bug>) -> Self {
-        let mut rng = Rng(seed);
-        let num_partitions = 1 + rng.place(4);
-        let num_workers = 1 + rng.place(num_partitions.min(3));
-        let has_stream = rng.chance(70);
-        let is_rewritten = rng.chance(50);
-        let unrest = [5, 20, 50, 100][rng.place(4)];
+    pub(crate) fn new(mut choices: Choices, bug: Option<Bug>, is_traced: bool) -> Self {
+        let num_partitions = 1 + choices.place(4);
+        let has_stream = !choices.chance(30);
+        let is_lonely = !has_stream || !choices.chance(45);
+        let is_rewritten = choices.chance(50) && is_lonely;
+        let deployment = match (is_lonely, choices.chance(50)) {
+            (true, _) => Deployment::One,
+            (false, true) => Deployment::TwoOnOneStore,
+            (false, false) => Deployment::TwoStores,
+        };
+        let unrest = [100, 50, 20, 5][choices.place(4)];
+        let num_steps = 300 + choices.place(2000);
+        let rest_seed = choices.below(1 << 20);
+        let max_payload = output::MAX_PAYLOADS[choices.place(4)];
+        let refuses_digests = choices.chance(15);
         let hours = if is_rewritten { 14 * 24 } else { 2 };
         let settings = Settings {
             tombstone_retention: Duration::from_secs(hours * 3600),
             ..Settings::default()
         };
-        let id = |i: usize| PartitionId(u16::try_from(i).expect("few partitions"));
-        let stored = (0..num_partitions).map(|i| Stored {
-            header: Header::default(),
-            journal: Vec::new(),
-            snapshot: None,
-            shadow: Partition::new(STORE, id(i), settings),
-            picture: picture(&Partition::<D>::new(STORE, id(i), settings)),
-            position: None,
-            position_to_come: None,
+        let plan = Plan {
+            num_partitions,
+            has_stream,
+            is_rewritten,
+            deployment,
+            unrest,
+            num_steps,
+            rest_seed,
+            settings,
+        };
+        let (num_daemons, num_stores) = match deployment {
+            Deployment::One => (1, 1),
+            Deployment::TwoOnOneStore => (2, 1),
+            Deployment::TwoStores => (2, 2),
+        };
+        let trace = Trace {
+            is_kept: is_traced,
+            ..Trace::default()
+        };
+        trace.now.set(START);
+        trace.remark(format_args!(
+            "{num_partitions} partitions, a stream: {has_stream}, rewritten: {is_rewritten}, {deployment:?}, unrest {unrest} %"
+        ));
+        let stores = (0..num_stores).map(|store| {
+            let partitions = 0..num_partitions;
+            let new = |partition| {
+                store::Stored::new(Partition::<D>::new(
+                    store_id(store),
+                    partition_id(partition),
+                    D::settings(settings, bug),
+                ))
+            };
+            partitions.map(new).collect()
         });
-        let mut world = Self {
+        let daemons = (0..num_daemons).map(|number| Daemon::new(number % num_stores));
+        Self {
+            oracle: Oracle::new(
+                num_stores,
+                num_partitions,
+                hours * 3600 * SECOND,
+                has_stream,
+            ),
+            choices,
             bug,
             now: START,
-            moves: 0,
-            trace: Vec::new(),
-            oracle: Oracle::new(num_partitions, hours * 3600 * SECOND, has_stream),
-            input: Stream::new(START),
-            next_uid: 0,
-            output: Vec::new(),
-            stored: stored.collect(),
-            calls: Vec::new(),
-            acks: Vec::new(),
-            is_up: false,
-            process: 0,
-            incarnations: 0,
-            workers: (0..num_workers).map(|_| None).collect(),
-            is_connected: false,
-            generation: 0,
-            next: 1,
-            highest: None,
-            retained: vec![VecDeque::new(); num_workers],
-            deaths: BTreeMap::new(),
-            tasks: Vec::new(),
-            network: Vec::new(),
-            confirmations: Vec::new(),
-            num_sent: BTreeMap::new(),
-            num_ids: 0,
-            plan: Plan {
-                has_stream,
-                is_rewritten,
-                num_workers,
-                unrest,
-                settings,
+            trace,
+            counts: Counts::default(),
+            broker: Broker {
+                input: input::Stream::new(START),
+                digests: output::OutputStream::default(),
+                dead_letters: output::OutputStream::default(),
+                claim: None,
+                last_claim: 0,
+                stray_claims: Vec::new(),
+                clock: 0,
+                max_payload,
+                refused: refuses_digests.then_some(DIGEST),
             },
-            rng,
-        };
-        world.note(format!(
-            "seed {seed}: {num_partitions} partitions, {num_workers} workers, stream {has_stream}, rewritten {is_rewritten}"
-        ));
-        world
+            waiting: Vec::new(),
+            next_uid: 0,
+            stores: stores.collect(),
+            calls: Vec::new(),
+            daemons: daemons.collect(),
+            num_processes: 0,
+            num_incarnations: 0,
+            num_lost_outputs: 0,
+            is_resting: false,
+            network: Vec::new(),
+            plan,
+        }
     }
 
     /// Plays the world to its end: faults first, then rest, then the oracle's judgement.
     pub(crate) fn run(&mut self) -> Checked {
-        let num_steps = 300 + self.rng.below(2000);
-        for _ in 0..num_steps {
+        while self.choices.begin_step(self.plan.num_steps) {
+            let duration = 1 + self.choices.below(40_000_000);
+            self.pass(duration);
             self.step()?;
+            self.claims(true);
+            self.check_bounds()?;
         }
-        self.note("the faults stop");
+        self.choices.begin_rest(self.plan.rest_seed);
+        self.trace.remark(format_args!("the faults stop"));
+        self.end_faults();
         let mut num_still = 0;
         for _ in 0..ROUNDS_TO_REST {
-            let before = self.moves;
+            let before = self.trace.moves.get();
             self.rest()?;
-            num_still = if self.moves == before {
-                num_still + 1
-            } else {
-                0
-            };
-            // What is drawn may miss what is left to do, though not for long.
-            if num_still == 100 {
+            self.check_bounds()?;
+            let is_still = self.trace.moves.get() == before;
+            num_still = if is_still { num_still + 1 } else { 0 };
+            self.pass(if is_still { SECOND / 2 } else { SECOND / 10 });
+            if num_still == ROUNDS_STILL {
                 return self.judge();
             }
         }
         Err(Failure::new("liveness", "it never came to rest"))
     }
 
-    fn note(&mut self, what: impl AsRef<str>) {
-        let at = (self.now - START) / 1_000_000;
-        self.trace.push(format!("{at:>9} ms  {}", what.as_ref()));
-        self.moves += 1;
+    pub(crate) fn into_trace(self) -> (Vec<String>, Choices) {
+        (self.trace.into_lines(), self.choices)
+    }
+
+    fn pass(&mut self, duration: u64) {
+        self.now += duration;
+        self.trace.now.set(self.now);
     }
 
     fn is(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
     }
 
+    fn count(&mut self, what: &'static str) {
+        self.counts.add(what, 1);
+    }
+
     fn step(&mut self) -> Checked {
-        self.now += 1 + self.rng.below(40_000_000);
-        let worker = self.rng.place(self.plan.num_workers);
-        let is_calm = !self.rng.chance(self.plan.unrest);
-        match self.rng.below(1000) {
-            0..110 => self.publish(),
-            110..140 => self.start_process(),
-            140..190 => return self.start_worker(worker),
-            190..230 => self.connect(),
-            230..300 => self.read(),
-            300..500 => return self.work(worker),
-            500..580 => {
-                let raises_quiet = self.rng.chance(50);
-                return self.commit(worker, raises_quiet);
-            }
-            580..670 => return self.apply_call(!is_calm),
-            670..750 => return self.acknowledge(),
-            750..815 => return self.send(),
-            815..875 => return self.arrive(true),
-            875..905 => self.confirm(true),
-            905..945 => return self.write_snapshot(worker, true),
-            945..950 => self.expire(worker),
-            950..970 => self.time_out(),
-            _ if is_calm => {}
-            970..977 => self.wait(),
-            977..986 => self.kill_worker(worker, "dies"),
-            986..991 => self.kill_process(),
-            _ => self.harm_stream(),
+        let action = self.choices.below(1000);
+        let daemon = self.choices.place(self.daemons.len());
+        let worker = self.choices.place(self.daemons[daemon].workers.len());
+        // What is the broker's, the stores', the network's or the operator's goes on without the daemon.
+        match action {
+            0..60 => self.publish(),
+            60..75 => self.publish_unanswered(true),
+            570..650 => return self.apply_call(true),
+            790..845 => return self.arrive(true),
+            960..1000 => self.fault(action, daemon, worker),
+            _ => return self.step_daemon(action, daemon, worker),
         }
         Ok(())
     }
 
-    /// Everything once, and no fault.
+    fn step_daemon(&mut self, action: u64, daemon: usize, worker: usize) -> Checked {
+        if self.daemons[daemon].is_frozen {
+            return Ok(());
+        }
+        match action {
+            95..120 => return self.commit(daemon, worker, false),
+            120..145 => self.start_process(daemon),
+            145..190 => return self.start_worker(daemon, worker),
+            190..225 => self.connect(daemon),
+            225..295 => self.read(daemon),
+            75..95 | 295..335 => self.route(daemon),
+            335..510 => return self.work(daemon, worker),
+            510..570 => {
+                let raises_quiet = self.choices.chance(50);
+                return self.commit(daemon, worker, raises_quiet);
+            }
+            650..720 => return self.acknowledge(daemon),
+            720..790 => return self.send(daemon),
+            845..880 => return self.hear_answer(daemon),
+            880..915 => return self.settle(daemon, true),
+            915..945 => return self.snapshot(daemon, worker, true),
+            945..950 => self.expire(daemon, worker),
+            950..960 => self.time_out(daemon),
+            _ => unreachable!("the broker, the stores and the operator have taken it"),
+        }
+        Ok(())
+    }
+
+    fn fault(&mut self, action: u64, daemon: usize, worker: usize) {
+        if !self.choices.chance(self.plan.unrest) {
+            return;
+        }
+        match action {
+            960..966 => self.wait(),
+            966..973 => self.kill_worker(daemon, worker, "dies"),
+            973..979 => self.stop_process(daemon),
+            979..983 => self.harm_input(),
+            983..985 => self.harm_output(),
+            985..987 => self.restart_broker(),
+            987..989 => self.disconnect(daemon),
+            989..993 => self.freeze_or_thaw(daemon),
+            993..994 => self.step_clock(daemon),
+            994..998 => self.change_max_payload(),
+            _ => self.change_permissions(),
+        }
+    }
+
+    fn end_faults(&mut self) {
+        self.is_resting = true;
+        self.broker.refused = None;
+        self.broker.max_payload = output::LARGE;
+        self.broker.stray_claims.clear();
+        let survivor = self.choices.place(self.daemons.len() + 1);
+        for daemon in 0..self.daemons.len() {
+            self.daemons[daemon].is_frozen = false;
+            self.try_parked_again(daemon);
+            if self.daemons.len() == 2 && survivor == daemon {
+                self.kill_process(daemon);
+            }
+        }
+    }
+
+    /// Everything that there is to do, and no fault. What was killed last stays down where there is another.
     fn rest(&mut self) -> Checked {
-        self.now += SECOND / 100;
-        self.start_process();
-        for worker in 0..self.plan.num_workers {
-            self.start_worker(worker)?;
+        let is_alone = self.daemons.iter().filter(|it| it.is_up).count() == 0;
+        for daemon in 0..self.daemons.len() {
+            if is_alone && daemon == 0 {
+                self.start_process(daemon);
+            }
+            for worker in 0..self.daemons[daemon].workers.len() {
+                self.start_worker(daemon, worker)?;
+            }
         }
-        self.connect();
-        self.read();
-        for worker in 0..self.plan.num_workers {
-            self.work(worker)?;
-            self.commit(worker, true)?;
-            self.write_snapshot(worker, false)?;
+        self.claims(false);
+        self.publish_unanswered(false);
+        for daemon in 0..self.daemons.len() {
+            self.connect(daemon);
+            self.read(daemon);
+            while !self.daemons[daemon].routes.is_empty() {
+                self.route(daemon);
+            }
+            for worker in 0..self.daemons[daemon].workers.len() {
+                while self.has_work(daemon, worker) {
+                    self.work(daemon, worker)?;
+                }
+                self.commit(daemon, worker, true)?;
+                self.snapshot(daemon, worker, false)?;
+            }
         }
-        self.apply_call(false)?;
-        self.acknowledge()?;
-        self.arrive(false)?;
-        self.confirm(false);
-        self.time_out();
-        self.send()
+        while !self.calls.is_empty() {
+            self.apply_call(false)?;
+        }
+        for daemon in 0..self.daemons.len() {
+            while !self.daemons[daemon].acks.is_empty() {
+                self.acknowledge(daemon)?;
+            }
+            for _ in 0..8 {
+                self.send(daemon)?;
+            }
+        }
+        while !self.network.is_empty() {
+            self.arrive(false)?;
+        }
+        for daemon in 0..self.daemons.len() {
+            while !self.daemons[daemon].answers.is_empty() {
+                self.hear_answer(daemon)?;
+            }
+            for _ in 0..8 {
+                self.send(daemon)?;
+            }
+            while !self.daemons[daemon].settled.is_empty() {
+                self.settle(daemon, false)?;
+            }
+            self.time_out(daemon);
+        }
+        Ok(())
+    }
+
+    /// What must hold between any two steps.
+    fn check_bounds(&self) -> Checked {
+        let holders = || (0..self.daemons.len()).filter(|&daemon| self.holds_claim(daemon));
+        // Two processes on one store are kept apart by its epochs.
+        let has_claims = self.plan.deployment == Deployment::TwoStores;
+        demand(
+            "one holder of the claim",
+            !has_claims || holders().count() <= 1,
+            || format!("daemons {:?} own the input", holders().collect::<Vec<_>>()),
+        )?;
+        for daemon in &self.daemons {
+            let num_in_hand: usize = daemon.in_hand.values().map(|(permits, _)| permits).sum();
+            let num_queued = daemon.num_queued();
+            demand(
+                "what is queued has a permit",
+                num_queued <= PERMITS && num_in_hand + daemon.permits <= PERMITS,
+                || format!("{num_queued} messages queued, {num_in_hand} permits taken"),
+            )?;
+            let num_owed = daemon.num_owed();
+            demand(
+                "what is owed is bounded",
+                num_owed <= MAX_OWED + PERMITS,
+                || format!("{num_owed} messages owed"),
+            )?;
+        }
+        Ok(())
     }
 
     fn judge(&mut self) -> Checked {
-        self.note("at rest");
-        for (partition, stored) in self.stored.iter().enumerate() {
-            let owner = self.live(partition);
+        self.trace.remark(format_args!("at rest"));
+        let holder = (0..self.daemons.len()).find(|&daemon| self.holds_claim(daemon));
+        let holder = holder.ok_or_else(|| Failure::new("liveness", "nobody reads the input"))?;
+        let daemon = &self.daemons[holder];
+        let store = daemon.store;
+        for (partition, stored) in self.stores[store].iter().enumerate() {
+            let owner = daemon.live(partition);
             let owner = owner.ok_or_else(|| Failure::new("liveness", "a worker is down"))?;
-            demand(
-                "I-06 stored is live",
-                picture(owner) == picture(&stored.shadow),
-                || {
-                    format!(
-                        "live {}\nstored {}",
-                        picture(owner),
-                        picture(&stored.shadow)
-                    )
-                },
-            )?;
+            let (live, shadow) = (Picture::of(owner), Picture::of(&stored.shadow));
+            demand("I-06 stored is live", live.is(&shadow), || {
+                format!("live {live:?}\nstored {shadow:?}")
+            })?;
             demand("liveness", owner.outbox().num_rows() == 0, || {
                 "something is still owed".into()
             })?;
-            demand("liveness", stored.header.position == self.highest, || {
-                format!(
-                    "partition {partition} rests at {:?}",
-                    stored.header.position
-                )
-            })?;
         }
-        self.oracle.check_complete(self.input.messages.values())?;
-        self.oracle.check_output(&self.output)
-    }
-}
-
-/// All that a partition is, in words that can be compared.
-fn picture<D: Observed>(partition: &Partition<D>) -> String {
-    let owed: Vec<_> = partition
-        .outbox()
-        .rows_from(OutboxKey(0))
-        .map(|it| {
-            (
-                it.key.0,
-                it.id,
-                it.lane,
-                it.since,
-                it.search_from,
-                content(&it.body),
-            )
-        })
-        .collect();
-    format!("{:?} {owed:?}", partition.state().rows())
-}
-
-fn header_of(ready: &Ready) -> (usize, Header) {
-    let Commit {
-        partition,
-        epoch,
-        number,
-        position,
-        ..
-    } = ready.commit;
-    (
-        usize::from(partition.0),
-        Header {
-            epoch,
-            number,
-            position,
-        },
-    )
-}
-
-fn restore<D: Observed>(partition: &mut Partition<D>, rows: &Rows) {
-    for row in rows {
-        let (key, value) = row.expect("whole rows");
-        partition.restore(key, value).expect("rows of ours");
-    }
-}
-
-fn recover<D: Observed>(stored: &Stored<D>, partition: usize, settings: &Settings) -> Partition<D> {
-    let id = PartitionId(u16::try_from(partition).expect("few partitions"));
-    let mut recovered = Partition::new(STORE, id, *settings);
-    if let Some((_, rows)) = &stored.snapshot {
-        restore(&mut recovered, rows);
-    }
-    stored
-        .journal
-        .iter()
-        .for_each(|commit| restore(&mut recovered, &commit.rows));
-    recovered.recovered(stored.header);
-    recovered
-}
-
-/// I-04: an owed message leaves the store only once the broker has it.
-fn check_removals<D: Observed>(
-    shadow: &Partition<D>,
-    rows: &Rows,
-    output: &[Published],
-) -> Checked {
-    for row in rows {
-        let (key, value) = row.expect("whole rows");
-        let (Some((&1, key)), None) = (key.split_first(), value) else {
-            continue;
-        };
-        let key = OutboxKey::from_row_key(key).expect("an outbox key");
-        let Some(owed) = shadow
-            .outbox()
-            .rows_from(key)
-            .next()
-            .filter(|it| it.key == key)
-        else {
-            continue;
-        };
-        let is_there = output
-            .iter()
-            .any(|it| it.lane == owed.lane && it.content == content(&owed.body));
-        demand("I-04 owed until confirmed", is_there, || {
-            format!("{} is gone unpublished", owed.id)
+        demand("permits come back", daemon.permits == PERMITS, || {
+            format!("{} of {PERMITS} are left", daemon.permits)
         })?;
+        demand(
+            "every publisher is answered",
+            self.waiting.is_empty(),
+            || format!("{} still wait", self.waiting.len()),
+        )?;
+        let held = self.broker.input.messages.values();
+        self.oracle.check_complete(store, held)?;
+        let (digests, dead_letters) = (&self.broker.digests, &self.broker.dead_letters);
+        let mut by_lane: BTreeMap<u64, Vec<&Whole>> = BTreeMap::new();
+        let mut wholes: Vec<_> = digests.wholes().chain(dead_letters.wholes()).collect();
+        wholes.sort_by_key(|whole| whole.turn);
+        for whole in wholes {
+            by_lane.entry(whole.lane).or_default().push(whole);
+        }
+        let is_parked = |id: &str| digests.was_parked(id) || dead_letters.was_parked(id);
+        let num_judged = self.oracle.check_output(store, &by_lane, is_parked)?;
+        self.counts
+            .add("digests and dead letters judged", num_judged);
+        Ok(())
     }
-    Ok(())
+}
+
+impl<D: Observed> Daemon<D> {
+    fn new(store: usize) -> Self {
+        Self {
+            store,
+            is_up: false,
+            is_frozen: false,
+            process: 0,
+            clock: 0,
+            max_payload: output::LARGE,
+            workers: vec![None],
+            routers: Vec::new(),
+            routes: Vec::new(),
+            reader: reader::Reader::default(),
+            permits: PERMITS,
+            in_hand: BTreeMap::new(),
+            deaths: BTreeMap::new(),
+            tasks: Vec::new(),
+            acks: Vec::new(),
+            answers: Vec::new(),
+            settled: Vec::new(),
+            claimant: Claimant::default(),
+            num_ids: 0,
+            num_tokens: 0,
+        }
+    }
+
+    fn live(&self, partition: usize) -> Option<&Partition<D>> {
+        let worker = self.workers[partition % self.workers.len()].as_ref()?;
+        worker.partitions.get(partition / self.workers.len())
+    }
+
+    fn live_mut(&mut self, partition: usize) -> Option<&mut Partition<D>> {
+        let num_workers = self.workers.len();
+        let worker = self.workers[partition % num_workers].as_mut()?;
+        worker.partitions.get_mut(partition / num_workers)
+    }
+
+    fn num_owed(&self) -> usize {
+        let partitions = self.workers.iter().flatten().flat_map(|it| &it.partitions);
+        partitions.map(|it| it.outbox().num_rows()).sum()
+    }
+
+    /// How many messages wait with the routers and the workers.
+    fn num_queued(&self) -> usize {
+        let batches: BTreeMap<u64, usize> = self
+            .routers
+            .iter()
+            .flat_map(|router| router.retained.iter().map(|it| &it.batch))
+            .chain(self.routes.iter().map(|(_, batch)| batch))
+            .map(|batch| (batch.number, batch.messages.len()))
+            .collect();
+        batches.values().sum()
+    }
+}
+
+/// All that a partition is, to be compared.
+#[derive(Clone, Debug)]
+struct Picture {
+    rows: Vec<(UserId, AlarmId, AlarmRow)>,
+    owed: Vec<Arc<Owed<Digest>>>,
+}
+
+impl Picture {
+    fn of<D: Observed>(partition: &Partition<D>) -> Self {
+        Self {
+            rows: partition.state().rows(),
+            owed: partition
+                .outbox()
+                .rows_from(OutboxKey(0))
+                .cloned()
+                .collect(),
+        }
+    }
+
+    /// Whether it shows the same; who read a message back, and how long its row is, makes no difference.
+    fn is(&self, other: &Self) -> bool {
+        let is_same = |(one, two): (&Arc<Owed<Digest>>, &Arc<Owed<Digest>>)| {
+            (one.key, one.id, one.lane, one.since, one.search_from)
+                == (two.key, two.id, two.lane, two.since, two.search_from)
+                && one.body == two.body
+        };
+        self.rows == other.rows
+            && self.owed.len() == other.owed.len()
+            && self.owed.iter().zip(&other.owed).all(is_same)
+    }
+}
+
+fn store_id(store: usize) -> StoreId {
+    StoreId([7 + u8::try_from(store).expect("few stores"); 16])
+}
+
+fn partition_id(partition: usize) -> PartitionId {
+    PartitionId(u16::try_from(partition).expect("few partitions"))
+}
+
+/// A wall clock that is wrong.
+fn clock(now: u64, offset: i64) -> u64 {
+    now.saturating_add_signed(offset)
 }
 
 fn content(body: &Body<Digest>) -> String {
@@ -532,40 +672,6 @@ fn content(body: &Body<Digest>) -> String {
     }
 }
 
-fn delivery(message: &Message, cursor: Cursor, timestamp: u64) -> Delivery<Command> {
-    let id = |text: &str| Id::new(text).expect("a valid id");
-    let refused = |reason: &'static str| {
-        Delivered::Refused(Box::new(DeadLetter {
-            reason: reason.into(),
-            detail: "not for us".into(),
-            subject: "AlarmStatusChanged".into(),
-            payload: Bytes::copy_from_slice(message.bytes.as_bytes()),
-        }))
-    };
-    let body = match &message.kind {
-        Kind::Junk => refused("bad_json"),
-        Kind::Poison => refused("internal"),
-        Kind::Request { user } => Delivered::Command(Command::SendDigest {
-            user: UserId(id(user)),
-        }),
-        Kind::Change {
-            user,
-            alarm,
-            status,
-            at_s,
-        } => Delivered::Command(Command::StatusChanged {
-            user: UserId(id(user)),
-            alarm: AlarmId(id(alarm)),
-            status: Status::parse(status).expect("a status"),
-            changed_at: Timestamp::from_seconds(*at_s),
-        }),
-    };
-    let timestamp = Timestamp::from_nanos(timestamp);
-    Delivery {
-        cursor,
-        timestamp,
-        placement: message.lane,
-        body,
-        reply_to: None,
-    }
+fn cursor_of(position: Option<Position>) -> Option<Cursor> {
+    position.map(|it| it.cursor)
 }

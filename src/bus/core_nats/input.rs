@@ -378,6 +378,8 @@ impl Pump {
                     self.num_refused += 1;
                     continue;
                 }
+                // A slice of the client's buffer would keep what arrived around it, dropped or not.
+                message.payload = Bytes::copy_from_slice(&message.payload);
                 waiting.last_sequence += 1;
                 waiting.num_bytes += size;
                 message.sequence = waiting.last_sequence;

@@ -13,10 +13,11 @@
 use std::time::Duration;
 
 use async_nats::client::Request;
-use async_nats::jetstream;
-use async_nats::jetstream::stream::RawMessageErrorKind;
-use serde::de::DeserializeOwned;
+use base64::prelude::{BASE64_STANDARD, Engine};
+use bytes::Bytes;
+use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Value, json};
 use thiserror::Error;
 use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
@@ -59,6 +60,7 @@ pub(super) mod code {
     pub(crate) const INSUFFICIENT_RESOURCES: u64 = 10_023;
     pub(crate) const MESSAGE_TOO_LARGE: u64 = 10_054;
     pub(crate) const HEADERS_TOO_LARGE: u64 = 10_097;
+    pub(crate) const MESSAGE_NOT_FOUND: u64 = 10_037;
     pub(crate) const WRONG_LAST_SEQUENCE: u64 = 10_071;
 }
 
@@ -107,9 +109,9 @@ pub(super) struct StreamConfig {
     #[serde(default)]
     pub(super) sealed: bool,
     #[serde(default, skip_serializing)]
-    pub(super) subject_transform: Option<serde_json::Value>,
+    pub(super) subject_transform: Option<Value>,
     #[serde(default, skip_serializing)]
-    pub(super) mirror: Option<serde_json::Value>,
+    pub(super) mirror: Option<Value>,
 }
 
 /// What a stream holds.
@@ -160,12 +162,23 @@ pub(super) struct Account {
     pub(super) tiers: std::collections::HashMap<String, Tier>,
 }
 
-/// A stored message, looked at by itself.
-#[derive(Clone, Debug)]
+/// A stored message, looked at by itself: its headers are bytes, because not every publisher's can be read.
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Stored {
+    pub(super) subject: String,
+    #[serde(rename = "seq")]
     pub(super) sequence: u64,
+    #[serde(rename = "time", deserialize_with = "instant")]
     pub(super) timestamp: Timestamp,
-    pub(super) payload: bytes::Bytes,
+    #[serde(rename = "hdrs", default, deserialize_with = "bytes_of_base64")]
+    pub(super) headers: Bytes,
+    #[serde(rename = "data", default, deserialize_with = "bytes_of_base64")]
+    pub(super) payload: Bytes,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    message: Stored,
 }
 
 impl Stored {
@@ -247,9 +260,17 @@ impl Api {
         stream: &str,
         sequence: u64,
     ) -> Result<Option<Stored>, ApiError> {
-        let handle = self.context().get_stream_no_info(stream).await;
-        let found = handle.map_err(no_answer)?.get_raw_message(sequence).await;
-        stored(found)
+        self.stored(stream, &json!({"seq": sequence})).await
+    }
+
+    /// The first message from that sequence on; `None` when the stream holds none.
+    pub(super) async fn message_from(
+        &self,
+        stream: &str,
+        sequence: u64,
+    ) -> Result<Option<Stored>, ApiError> {
+        let body = json!({"seq": sequence, "next_by_subj": ">"});
+        self.stored(stream, &body).await
     }
 
     /// The last message of that subject; `None` when the stream holds none.
@@ -258,18 +279,19 @@ impl Api {
         stream: &str,
         subject: &str,
     ) -> Result<Option<Stored>, ApiError> {
-        let handle = self.context().get_stream_no_info(stream).await;
-        let found = handle
-            .map_err(no_answer)?
-            .get_last_raw_message_by_subject(subject)
-            .await;
-        stored(found)
+        self.stored(stream, &json!({"last_by_subj": subject})).await
     }
 
-    fn context(&self) -> jetstream::Context {
-        jetstream::ContextBuilder::new()
-            .timeout(ANSWER_WITHIN)
-            .build(self.connection.client().clone())
+    async fn stored(&self, stream: &str, body: &Value) -> Result<Option<Stored>, ApiError> {
+        let found: Result<Found, _> = self.call(&format!("STREAM.MSG.GET.{stream}"), body).await;
+        match found {
+            Ok(found) => Ok(Some(found.message)),
+            Err(ApiError::Refused {
+                code: code::MESSAGE_NOT_FOUND,
+                ..
+            }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -283,31 +305,6 @@ async fn refusal(violations: &mut broadcast::Receiver<Violation>, subject: Strin
             Ok(_) | Err(RecvError::Lagged(_)) => {}
             Err(RecvError::Closed) => std::future::pending().await,
         }
-    }
-}
-
-type Found =
-    Result<jetstream::message::StreamMessage, async_nats::error::Error<RawMessageErrorKind>>;
-
-fn stored(found: Found) -> Result<Option<Stored>, ApiError> {
-    match found {
-        Ok(message) => Ok(Some(Stored {
-            sequence: message.sequence,
-            timestamp: u64::try_from(message.time.unix_timestamp_nanos())
-                .map(Timestamp::from_nanos)
-                .unwrap_or_default(),
-            payload: message.payload,
-        })),
-        Err(error) => match error.kind() {
-            RawMessageErrorKind::NoMessageFound => Ok(None),
-            RawMessageErrorKind::JetStream(refused) => Err(ApiError::Refused {
-                code: refused.error_code().0,
-                description: refused.to_string(),
-            }),
-            RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => {
-                Err(no_answer(error))
-            }
-        },
     }
 }
 
@@ -328,6 +325,12 @@ fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::E
 fn some_instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Timestamp>, D::Error> {
     let text = Option::<String>::deserialize(deserializer)?;
     Ok(text.and_then(|text| Timestamp::parse(&text).ok()))
+}
+
+fn bytes_of_base64<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?.unwrap_or_default();
+    let bytes = BASE64_STANDARD.decode(text);
+    bytes.map(Bytes::from).map_err(D::Error::custom)
 }
 
 fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>

@@ -2,7 +2,8 @@
 //!
 //! | the claim in the stream | what a store does |
 //! |---|---|
-//! | none, or given back | takes it |
+//! | none, or given back | takes it; where another's was seen and is gone, after its time |
+//! | no stream | makes it anew |
 //! | its own, of an earlier process | takes it at once |
 //! | of another store, or of another process that took it from this one | waits until it was not renewed for its time, then takes it |
 //! | its own | renews it |
@@ -20,7 +21,6 @@ use async_nats::client::Request;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use rustix::system::uname;
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
@@ -29,8 +29,9 @@ use tracing::{error, info, warn};
 
 use super::ClaimStream;
 use super::api::{Api, ApiError, code, no_answer};
+use super::streams::{Wanted, ensure};
 use crate::bus::connection::{Connection, jitter};
-use crate::bus::{BusError, Claim};
+use crate::bus::{BusError, Claim, steady_clock};
 use crate::core::ids::StoreId;
 
 /// How long a claim lasts without a renewal.
@@ -43,12 +44,16 @@ const EXPECTED_SEQUENCE_HEADER: &str = "Nats-Expected-Last-Subject-Sequence";
 /// Where the claim is, and for how long it lasts.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    pub(super) stream: String,
+    pub(super) stream: Wanted,
     pub(super) subject: String,
     pub(super) ttl: Duration,
 }
 
 impl Place {
+    fn name(&self) -> &str {
+        &self.stream.config.name
+    }
+
     fn renew_every(&self) -> Duration {
         self.ttl.mul_f64(0.3)
     }
@@ -188,13 +193,17 @@ impl StreamClaim {
 
 impl Claim for StreamClaim {
     fn is_held(&self) -> bool {
-        now() < *self.held_until.borrow()
+        steady_clock() < *self.held_until.borrow()
     }
 
     fn held(&self) -> BoxFuture<'static, ()> {
         let mut held_until = self.held_until.clone();
         async move {
-            if held_until.wait_for(|until| now() < *until).await.is_err() {
+            if held_until
+                .wait_for(|until| steady_clock() < *until)
+                .await
+                .is_err()
+            {
                 // The claim was given back: whoever waits for it would else ask again at once, and for ever.
                 std::future::pending::<()>().await;
             }
@@ -257,6 +266,7 @@ impl Claimant {
                     self.say(format!(
                         "the claim of the input cannot be read or renewed: {error}"
                     ));
+                    self.make_anew().await;
                     self.place.renew_every() / 3
                 }
             };
@@ -273,7 +283,7 @@ impl Claimant {
             self.ours = None;
         }
         let Some((sequence, owner)) = self.look().await? else {
-            return self.take(0).await;
+            return self.take_from_nobody().await;
         };
         let is_ours_to_take = match &owner {
             // This process: a renewal whose answer was lost.
@@ -283,7 +293,7 @@ impl Claimant {
                 owner.is_given_back || is_this_process || is_own_store
             }
             // Over ours: whoever takes the claim writes one that can be read.
-            None => now() < *self.held_until.borrow(),
+            None => steady_clock() < *self.held_until.borrow(),
         };
         if is_ours_to_take {
             return self.take(sequence).await;
@@ -292,10 +302,15 @@ impl Claimant {
             Some(owner) => self.lose(owner),
             None => self.say(format!(
                 "{} holds something that is no claim; it is written over once it has stood there for {:?}",
-                self.place.stream, self.place.ttl
+                self.place.name(), self.place.ttl
             )),
         }
-        let now = now();
+        self.wait_out(sequence).await
+    }
+
+    /// Takes the claim of that sequence once it was seen unchanged for its time.
+    async fn wait_out(&mut self, sequence: u64) -> Result<Duration, ApiError> {
+        let now = steady_clock();
         let rival = match &self.rival {
             Some(rival) if rival.sequence == sequence => rival,
             Some(_) | None => self.rival.insert(Rival {
@@ -312,6 +327,35 @@ impl Claimant {
             .max(Duration::from_millis(10)))
     }
 
+    /// Takes the claim where there is none; where there may have been another's, once that has ended.
+    async fn take_from_nobody(&mut self) -> Result<Duration, ApiError> {
+        let is_held = steady_clock() < *self.held_until.borrow();
+        let was_anothers = self.rival.is_some() && !is_held;
+        if was_anothers {
+            return self.wait_out(0).await;
+        }
+        self.take(0).await
+    }
+
+    /// Makes the stream anew when it is gone: else nobody could ever hold the claim again.
+    async fn make_anew(&mut self) {
+        let name = self.place.name();
+        let Err(ApiError::Refused {
+            code: code::STREAM_NOT_FOUND,
+            ..
+        }) = self.api.stream(name).await
+        else {
+            return;
+        };
+        error!(
+            stream = name,
+            "the stream of the claim is gone, making it anew"
+        );
+        if let Err(error) = ensure(&self.api, &self.place.stream).await {
+            self.say(error.to_string());
+        }
+    }
+
     async fn take(&mut self, sequence: u64) -> Result<Duration, ApiError> {
         if self.write(sequence).await? {
             return Ok(self.place.renew_every());
@@ -322,14 +366,14 @@ impl Claimant {
 
     /// Writes our claim over the one of that sequence; `false` when there is another.
     async fn write(&mut self, expected: u64) -> Result<bool, ApiError> {
-        let sent_at = now();
+        let sent_at = steady_clock();
         let Some(sequence) = self.compare_and_set(&self.us, expected).await? else {
             return Ok(false);
         };
         self.ours = Some(sequence);
         self.rival = None;
         self.said = None;
-        let was_held = now() < *self.held_until.borrow();
+        let was_held = steady_clock() < *self.held_until.borrow();
         let until = sent_at + self.place.ttl.saturating_sub(self.place.margin());
         self.held_until.send_replace(until);
         if !was_held {
@@ -376,7 +420,7 @@ impl Claimant {
     async fn look(&self) -> Result<Option<(u64, Option<Owner>)>, ApiError> {
         let found = self
             .api
-            .last_message(&self.place.stream, &self.place.subject)
+            .last_message(self.place.name(), &self.place.subject)
             .await?;
         let Some(message) = found else {
             return Ok(None);
@@ -387,7 +431,7 @@ impl Claimant {
 
     /// Another has it.
     fn lose(&mut self, owner: &Owner) {
-        let was_held = now() < self.held_until.send_replace(Duration::ZERO);
+        let was_held = steady_clock() < self.held_until.send_replace(Duration::ZERO);
         let Owner {
             store, host, pid, ..
         } = owner;
@@ -426,12 +470,4 @@ impl Drop for Claimant {
             tokio::task::unconstrained(sent).now_or_never();
         }
     }
-}
-
-/// A clock that also counts while the machine sleeps.
-fn now() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
-    Duration::from_secs(seconds)
-        + Duration::from_nanos(u64::try_from(now.tv_nsec).unwrap_or_default())
 }

@@ -201,14 +201,15 @@ impl JetStream {
         for wanted in streams.wanted_outputs() {
             ensure_for_ever(&control, &wanted).await?;
         }
-        let targets = streams.outputs.iter().enumerate();
-        let targets = targets.map(|(i, output)| Target {
+        let targets = streams.outputs.iter().zip(streams.wanted_outputs());
+        let targets = targets.enumerate().map(|(i, (output, wanted))| Target {
             subject: output.subject.clone(),
-            stream: output.name.clone(),
+            stream: wanted,
             is_searched_from: i == 0,
         });
-        let publisher = Publisher::new(publishing, targets.collect()).await?;
+        let targets = targets.collect();
         let (monitor, monitoring) = Monitor::start(control.clone(), input.config.name.clone());
+        let publisher = Publisher::new(publishing, targets, Arc::clone(&monitor)).await?;
         info!(stream = input.config.name, "the streams are ready");
         Ok(Self {
             reading,
@@ -239,9 +240,9 @@ impl Bus for JetStream {
     }
 
     fn claim(&self, store: StoreId) -> BoxFuture<'static, Result<Arc<dyn Claim>, BusError>> {
-        let ClaimStream { name, subject, ttl } = self.streams.claim.clone();
+        let ClaimStream { subject, ttl, .. } = self.streams.claim.clone();
         let place = Place {
-            stream: name,
+            stream: self.streams.wanted_claim(),
             subject,
             ttl,
         };

@@ -7,7 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
@@ -36,6 +36,8 @@ struct Seen {
     /// The broker's time of the last look at which nothing waited.
     caught_up_at: Timestamp,
     is_offset_said: bool,
+    /// The broker's time, not before that instant of ours.
+    told: Option<(Timestamp, Instant)>,
 }
 
 /// What was last seen.
@@ -56,9 +58,9 @@ impl Monitor {
             loop {
                 ticks.tick().await;
                 api.connection().connected().await;
-                let asked = wall_clock();
+                let (asked, asked_at) = (wall_clock(), Instant::now());
                 if let Ok(info) = api.stream(&stream).await {
-                    looking.saw(info, asked, wall_clock());
+                    looking.saw(info, asked, wall_clock(), asked_at);
                 }
             }
         });
@@ -77,8 +79,16 @@ impl Monitor {
         info.map(|info| load(info, position, seen.caught_up_at))
     }
 
-    fn saw(&self, info: StreamInfo, asked: Timestamp, answered: Timestamp) {
+    /// The broker's time; `None` before the first look.
+    pub(super) fn now(&self) -> Option<Timestamp> {
+        let (told, at) = self.lock().told?;
+        Some(told.plus(at.elapsed()))
+    }
+
+    fn saw(&self, info: StreamInfo, asked: Timestamp, answered: Timestamp, asked_at: Instant) {
         let mut seen = self.lock();
+        // An older server's is not known: there, ours must do.
+        seen.told = Some((info.now.unwrap_or(answered), asked_at));
         if let Some(theirs) = info.now {
             // The answer was made at some instant between the two.
             let offset = theirs.since(answered).max(asked.since(theirs));

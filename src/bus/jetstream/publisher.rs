@@ -4,7 +4,7 @@
 //! |---|---|
 //! | the stream says its sequence | confirmed |
 //! | too large for the broker or the stream, or a subject that we may not use | refused for good |
-//! | any other error, no stream or another one, no leader, no answer in time, connection lost | not confirmed: again, same id |
+//! | any other error, no stream or another one, no leader, no answer in time, connection lost | not confirmed: again, same id; a stream that is gone is made anew |
 //!
 //! One subscription takes all answers, each told apart by a token in its subject. A message with its headers
 //! that the broker would not take is never sent: the broker would close the connection, and with it lose
@@ -15,25 +15,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message, Subscriber};
+use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, oneshot, watch};
-use tokio::time::timeout;
+use tokio::sync::{Notify, broadcast, oneshot, watch};
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
-use tracing::debug;
+use tracing::{debug, error, warn};
 
-use super::api::{Api, code};
+use super::api::{Api, ApiError, code};
+use super::monitor::Monitor;
 use super::pull::{From, Pull};
+use super::streams::{Wanted, ensure};
 use crate::bus::connection::{Connection, State, Violation};
 use crate::bus::wire::MESSAGE_ID_HEADER;
 use crate::bus::{BusError, Confirmation, Outbound, Output, PublishError};
+use crate::core::time::Timestamp;
 
 /// How long one attempt waits for its answer, a connection included.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
+/// How long it is between two looks for streams that are gone.
+const KEEP_PAUSE: Duration = Duration::from_secs(1);
 /// So many signs of life without a message end a search.
 const MAX_IDLE: u32 = 3;
 
@@ -43,7 +48,7 @@ type Answer = Result<Confirmation, PublishError>;
 #[derive(Clone, Debug)]
 pub(super) struct Target {
     pub(super) subject: String,
-    pub(super) stream: String,
+    pub(super) stream: Wanted,
     /// Whether its sequences are the ones that callers remember: only one stream's are.
     pub(super) is_searched_from: bool,
 }
@@ -52,7 +57,9 @@ pub(super) struct Target {
 #[derive(Clone)]
 pub(super) struct Publisher {
     shared: Arc<Shared>,
+    monitor: Arc<Monitor>,
     _answers: Arc<AbortOnDropHandle<()>>,
+    _keeping: Arc<AbortOnDropHandle<()>>,
 }
 
 struct Shared {
@@ -61,6 +68,8 @@ struct Shared {
     inbox: String,
     last_token: AtomicU64,
     in_flight: Mutex<HashMap<u64, InFlight>>,
+    /// Told when no stream has answered a message.
+    is_unanswered: Notify,
 }
 
 struct InFlight {
@@ -91,7 +100,11 @@ struct PubAckError {
 
 impl Publisher {
     /// Subscribes to the answers of everything that is published from now on.
-    pub(super) async fn new(api: Api, targets: Vec<Target>) -> Result<Self, BusError> {
+    pub(super) async fn new(
+        api: Api,
+        targets: Vec<Target>,
+        monitor: Arc<Monitor>,
+    ) -> Result<Self, BusError> {
         let connection = api.connection().clone();
         let inbox = connection.client().new_inbox();
         let answers = connection.client().subscribe(format!("{inbox}.*")).await;
@@ -102,7 +115,9 @@ impl Publisher {
             inbox,
             last_token: AtomicU64::new(0),
             in_flight: Mutex::default(),
+            is_unanswered: Notify::new(),
         });
+        let keeping = keep_all(Arc::clone(&shared));
         let task = answer_all(
             Arc::clone(&shared),
             answers,
@@ -111,7 +126,9 @@ impl Publisher {
         );
         Ok(Self {
             shared,
+            monitor,
             _answers: Arc::new(AbortOnDropHandle::new(connection.runtime().spawn(task))),
+            _keeping: Arc::new(AbortOnDropHandle::new(connection.runtime().spawn(keeping))),
         })
     }
 }
@@ -159,7 +176,11 @@ impl Shared {
             answer.unwrap_or_else(|_| Err(unconfirmed("the publisher ended")))
         };
         let answered = timeout(CONFIRMED_WITHIN, publishing).await;
-        answered.unwrap_or_else(|_| Err(unconfirmed("no answer in time")))
+        answered.unwrap_or_else(|_| {
+            // Whoever listens to digests is a responder to the broker, and never answers.
+            self.is_unanswered.notify_one();
+            Err(unconfirmed("no answer in time"))
+        })
     }
 
     fn register(&self, subject: &'static str, epoch: u64) -> (u64, oneshot::Receiver<Answer>) {
@@ -183,6 +204,9 @@ impl Shared {
         let Some(token) = token else {
             return;
         };
+        if message.status == Some(StatusCode::NO_RESPONDERS) {
+            self.is_unanswered.notify_one();
+        }
         // Nobody waits for one that comes too late.
         if let Some(in_flight) = self.in_flight().remove(&token) {
             let target = self.target(in_flight.subject);
@@ -232,8 +256,20 @@ impl Output for Publisher {
             return std::future::ready(Ok(Vec::new())).boxed();
         };
         let after = if target.is_searched_from { after } else { 0 };
-        let api = self.shared.api.clone();
-        async move { find(&api, &target.stream, ids, after).await }.boxed()
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let found = find(&shared.api, &target.stream.config.name, ids, after).await;
+            if found.is_err() {
+                // The stream may be gone.
+                shared.is_unanswered.notify_one();
+            }
+            found
+        }
+        .boxed()
+    }
+
+    fn now(&self) -> Option<Timestamp> {
+        self.monitor.now()
     }
 
     fn send(&self, subject: String, payload: Bytes) {
@@ -294,6 +330,30 @@ async fn answer_all(
     }
 }
 
+/// Makes a stream anew that was deleted under us: else nothing more would be published until the next start. Ends
+/// with its [`Publisher`].
+async fn keep_all(shared: Arc<Shared>) {
+    loop {
+        shared.is_unanswered.notified().await;
+        for target in &shared.targets {
+            let name = &target.stream.config.name;
+            let Err(ApiError::Refused {
+                code: code::STREAM_NOT_FOUND,
+                ..
+            }) = shared.api.stream(name).await
+            else {
+                continue;
+            };
+            error!(stream = name, "the output stream is gone, making it anew");
+            if let Err(error) = ensure(&shared.api, &target.stream).await {
+                warn!(stream = name, %error, "the output stream cannot be made anew yet");
+            }
+        }
+        // Many messages find it missing at once, and each is sent again.
+        sleep(KEEP_PAUSE).await;
+    }
+}
+
 fn read_answer(message: &Message, target: Option<&Target>) -> Answer {
     if let Some(status) = message.status {
         return Err(unconfirmed(format!(
@@ -305,9 +365,9 @@ fn read_answer(message: &Message, target: Option<&Target>) -> Answer {
         .map_err(|error| unconfirmed(format!("an answer that cannot be read: {error}")))?;
     match ack.error {
         None if ack.seq > 0 => match target {
-            Some(target) if target.stream != ack.stream => Err(unconfirmed(format!(
+            Some(target) if target.stream.config.name != ack.stream => Err(unconfirmed(format!(
                 "stored by {} instead of {}: that stream must give up the subject",
-                ack.stream, target.stream
+                ack.stream, target.stream.config.name
             ))),
             _ => Ok(Confirmation {
                 // Two streams' sequences would be taken for one's.

@@ -5,7 +5,7 @@
 //! | a message with the next consumer sequence | yielded |
 //! | any other sequence, an error, the end of the subscription, silence | [`Broken`]: the owner begins anew |
 //! | a heartbeat that counts more than was seen | [`Broken`] |
-//! | the end of a request | the rest of it is asked for again |
+//! | the end of a request, by time or by bytes | the rest of it is asked for again |
 //!
 //! Nothing is acknowledged: the place is the owner's. The consumer lives in the broker's memory, under a name
 //! of its own, and is gone half a minute after we are. On the way of a message there is no wait, no copy of
@@ -31,6 +31,9 @@ use crate::core::time::Timestamp;
 const BATCH: u64 = 1000;
 /// Messages asked for and not yet here, at most. Far below a subscription's capacity, which drops.
 const MAX_OUTSTANDING: u64 = 4 * BATCH;
+/// Bytes of one request, until a single message is larger. A prime: no number of equal messages fills it to
+/// the byte, which would end the request without a word.
+const MAX_BYTES: u64 = 4_194_301;
 const EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Silence that long is no heartbeat missed twice, but a consumer that is gone.
@@ -104,6 +107,14 @@ struct Created {
     config: CreatedConfig,
     #[serde(default)]
     num_pending: Option<u64>,
+    #[serde(default)]
+    delivered: Delivered,
+}
+
+#[derive(Default, Deserialize)]
+struct Delivered {
+    #[serde(default)]
+    stream_seq: u64,
 }
 
 #[derive(Deserialize)]
@@ -150,10 +161,11 @@ pub(super) struct Pull {
     subscriber: Subscriber,
     inbox: Subject,
     next_request: Subject,
-    request_body: Bytes,
     delete_request: String,
     order: Order,
     is_empty: bool,
+    begins_behind: u64,
+    has_yielded: bool,
     /// Until when something must be heard.
     deadline: Instant,
 }
@@ -194,20 +206,16 @@ impl Pull {
         let what = format!("CONSUMER.CREATE.{stream}.{name}");
         let created: Created = api.call(&what, &request).await?;
         created.config.compare(&config)?;
-        let request_body = format!(
-            r#"{{"batch":{BATCH},"expires":{},"idle_heartbeat":{}}}"#,
-            EXPIRES.as_nanos(),
-            HEARTBEAT.as_nanos()
-        );
         Ok(Self {
             api: api.clone(),
             subscriber,
             inbox,
             next_request: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}").into(),
-            request_body: request_body.into(),
             delete_request: format!("CONSUMER.DELETE.{stream}.{name}"),
             order: Order::new(stream, &name),
             is_empty: created.num_pending == Some(0),
+            begins_behind: created.delivered.stream_seq,
+            has_yielded: false,
             deadline: Instant::now() + SILENCE,
         })
     }
@@ -215,6 +223,16 @@ impl Pull {
     /// Whether the broker had nothing for it when it was created.
     pub(super) const fn was_empty(&self) -> bool {
         self.is_empty
+    }
+
+    /// The sequence in the stream before the first that it looks at.
+    pub(super) const fn begins_behind(&self) -> u64 {
+        self.begins_behind
+    }
+
+    /// Whether any message came.
+    pub(super) const fn has_yielded(&self) -> bool {
+        self.has_yielded
     }
 
     /// Appends what has arrived, waiting for the first, at most `max_messages`; nothing when only a sign of
@@ -234,6 +252,7 @@ impl Pull {
         // Cooperative yielding would cut every batch into pieces of its budget.
         let arrived = timeout_at(self.deadline, tokio::task::unconstrained(arriving)).await;
         self.deadline = Instant::now() + SILENCE;
+        self.has_yielded |= !into.is_empty();
         arrived.unwrap_or_else(|_| Err(broken("the broker fell silent")))
     }
 
@@ -249,7 +268,7 @@ impl Pull {
             let asked = client.publish_with_reply(
                 self.next_request.clone(),
                 self.inbox.clone(),
-                self.request_body.clone(),
+                self.order.request().into(),
             );
             asked.await.map_err(broken)?;
             self.order.num_outstanding += BATCH;
@@ -267,6 +286,8 @@ struct Order {
     numbers_at: usize,
     last_consumer_sequence: u64,
     num_outstanding: u64,
+    /// Bytes of one request from now on.
+    max_bytes: u64,
     subjects: Subjects,
 }
 
@@ -277,8 +298,18 @@ impl Order {
             numbers_at: 0,
             last_consumer_sequence: 0,
             num_outstanding: 0,
+            max_bytes: MAX_BYTES,
             subjects: Subjects::default(),
         }
+    }
+
+    /// A request for more: without a bound of its bytes a few large messages would fill the memory.
+    fn request(&self) -> String {
+        let (max_bytes, expires) = (self.max_bytes, EXPIRES.as_nanos());
+        let heartbeat = HEARTBEAT.as_nanos();
+        format!(
+            r#"{{"batch":{BATCH},"max_bytes":{max_bytes},"expires":{expires},"idle_heartbeat":{heartbeat}}}"#
+        )
     }
 
     fn poll_take(
@@ -305,18 +336,19 @@ impl Order {
     }
 
     fn accept(&mut self, message: Message) -> Result<Option<Pulled>, Broken> {
-        if let Some(status) = message.status {
-            let text = message.description.unwrap_or_default();
-            let headers = message.headers.unwrap_or_default();
-            self.on_status(status.as_u16(), &text, &headers)?;
-            return Ok(None);
-        }
         let place = message
             .reply
             .as_deref()
             .and_then(|reply| read_place(reply, &self.marker, &mut self.numbers_at));
         let Some((meta, consumer_sequence)) = place else {
-            return Err(broken("a message came without its place in the stream"));
+            // Only without a place a status is the broker's: publishers may write one, too.
+            let Some(status) = message.status else {
+                return Err(broken("a message came without its place in the stream"));
+            };
+            let text = message.description.unwrap_or_default();
+            let headers = message.headers.unwrap_or_default();
+            self.on_status(status.as_u16(), &text, &headers)?;
+            return Ok(None);
         };
         let expected = self.last_consumer_sequence + 1;
         if consumer_sequence != expected {
@@ -352,6 +384,17 @@ impl Order {
             404 | 408 => {
                 let unused: u64 = number("Nats-Pending-Messages").unwrap_or(BATCH);
                 self.num_outstanding = self.num_outstanding.saturating_sub(unused);
+                Ok(())
+            }
+            // A request that is bounded in bytes has its end told, too, when all of its messages came.
+            409 if text == "Batch Completed" => Ok(()),
+            409 if text.contains("MaxBytes") => {
+                let unused: u64 = number("Nats-Pending-Messages").unwrap_or(BATCH);
+                self.num_outstanding = self.num_outstanding.saturating_sub(unused);
+                if unused == BATCH {
+                    // Not even the next message fits: streams hold what an earlier `max_payload` let through.
+                    self.max_bytes *= 2;
+                }
                 Ok(())
             }
             503 => Err(broken("the consumer is gone")),
@@ -428,6 +471,8 @@ impl Subjects {
 
 #[cfg(test)]
 mod tests {
+    use async_nats::StatusCode;
+
     use super::*;
 
     #[test]
@@ -457,6 +502,25 @@ mod tests {
         ] {
             assert_eq!(read_place(reply, ".TOCSIN_IN.c1.", &mut 0), None, "{reply}");
         }
+    }
+
+    #[test]
+    fn a_status_that_a_publisher_wrote_is_no_word_of_the_broker() {
+        let message = |reply: Option<&str>| Message {
+            subject: "AlarmStatusChanged".into(),
+            reply: reply.map(Subject::from),
+            payload: Bytes::from_static(b"{}"),
+            headers: None,
+            status: Some(StatusCode::NOT_FOUND),
+            description: None,
+            length: 0,
+        };
+        let mut order = Order::new("TOCSIN_IN", "c1");
+        let stored = message(Some("$JS.ACK.TOCSIN_IN.c1.1.22.1.17.4"));
+        let pulled = order.accept(stored).expect("in its place");
+        assert_eq!(pulled.map(|it| it.meta.sequence), Some(22));
+        let said = order.accept(message(None)).expect("nothing is broken");
+        assert!(said.is_none());
     }
 
     #[test]

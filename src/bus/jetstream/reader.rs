@@ -8,15 +8,20 @@
 //! | stands | a consumer from the sequence after ours |
 //! | stands, but some of it is gone | the same, and what is gone is counted to the message |
 //! | was rewritten, or is another stream's | a new generation: an empty batch, then all since its base in time |
+//! | stands, but the last consumer broke before its first message | the next [`SINGLES`] messages, each asked for by itself |
+//!
+//! The last is for headers that end the client's connection because it cannot read them: a publisher may write
+//! any, the broker stores them, and every consumer that begins before them ends in the same way.
 //!
 //! A consumer whose start lies beyond the stream's end raises no error and silently skips what is published
 //! until it gets there: so the stream is looked at again *after* the consumer was made, and only when both
 //! looks agree is it read.
 
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, HeaderValue};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -25,7 +30,7 @@ use tracing::{debug, error, info, warn};
 
 use super::api::{Api, ApiError, StreamInfo, code};
 use super::monitor::Monitor;
-use super::pull::{From, Pull, Pulled};
+use super::pull::{From, Meta, Pull, Pulled};
 use super::streams::{Wanted, ensure};
 use crate::bus::connection::{State, jitter};
 use crate::bus::wire::REPLY_TO_HEADER;
@@ -54,6 +59,10 @@ pub(super) struct Reader {
     recovering: Option<BoxFuture<'static, Recovered>>,
     /// A generation that begins is said by an empty batch.
     is_new_generation: bool,
+    /// The last consumer broke before its first message, and nothing was read since.
+    is_stuck: bool,
+    /// Messages that were read by themselves, and not yielded yet.
+    singles: Vec<Pulled>,
     stats: InputStats,
     num_pending: u64,
     fill_said: Fill,
@@ -72,6 +81,8 @@ enum Recovered {
         missing: u64,
         accounted: Option<u64>,
     },
+    /// The next messages, without a consumer.
+    Singles(Vec<Pulled>),
     /// A new generation begins here.
     Rewritten(Position),
 }
@@ -83,7 +94,11 @@ struct Anew {
     last: Position,
     highest: Option<Position>,
     accounted: Option<u64>,
+    is_stuck: bool,
 }
+
+/// How many messages are asked for by themselves until a consumer is tried again.
+const SINGLES: usize = 100;
 
 /// How much of the room is unread, as it was last said.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -137,6 +152,8 @@ impl Reader {
             source: None,
             recovering: None,
             is_new_generation: false,
+            is_stuck: false,
+            singles: Vec::new(),
             stats: InputStats {
                 missing,
                 rewrites,
@@ -152,6 +169,13 @@ impl Reader {
         loop {
             if std::mem::take(&mut self.is_new_generation) {
                 return self.batch(Vec::new());
+            }
+            if !self.singles.is_empty() {
+                let rest = self
+                    .singles
+                    .split_off(self.singles.len().min(max_messages.max(1)));
+                let singles = std::mem::replace(&mut self.singles, rest);
+                return self.batch(singles);
             }
             let Some(source) = &mut self.source else {
                 self.recover().await;
@@ -170,6 +194,7 @@ impl Reader {
                     error = why,
                     "reading the input begins anew at its own position"
                 );
+                self.is_stuck = !source.pull.has_yielded();
                 self.source = None;
                 self.stats.restarts += 1;
             }
@@ -237,6 +262,7 @@ impl Reader {
                 last: self.last,
                 highest: self.highest,
                 accounted: self.accounted,
+                is_stuck: self.is_stuck,
             };
             anew.recover().boxed()
         });
@@ -251,6 +277,10 @@ impl Reader {
                 self.count_missing(missing);
                 self.accounted = accounted;
                 self.source = Some(*source);
+            }
+            Recovered::Singles(messages) => {
+                self.is_stuck = false;
+                self.singles = messages;
             }
             Recovered::Rewritten(base) => {
                 self.last = base;
@@ -335,6 +365,12 @@ impl Anew {
                 "the stream changed meanwhile".to_owned(),
             ));
         }
+        if self.is_stuck {
+            let singles = self.singles(&pull, &after.view).await?;
+            if !singles.is_empty() {
+                return Ok(Recovered::Singles(singles));
+            }
+        }
         let accounted = if missing > 0 {
             before.view.first_sequence.checked_sub(1)
         } else {
@@ -345,6 +381,32 @@ impl Anew {
             missing,
             accounted,
         })
+    }
+
+    /// The next messages of a consumer, without it.
+    async fn singles(&self, pull: &Pull, view: &StreamView) -> Result<Vec<Pulled>, BusError> {
+        let mut singles = Vec::new();
+        let mut sequence = pull.begins_behind().max(self.last.cursor.sequence);
+        while singles.len() < SINGLES && sequence < view.last_sequence {
+            let next = self
+                .api
+                .message_from(&self.wanted.config.name, sequence + 1);
+            let Some(message) = next.await.map_err(|error| unavailable(&error))? else {
+                break;
+            };
+            sequence = message.sequence;
+            singles.push(Pulled {
+                meta: Meta {
+                    sequence,
+                    timestamp: message.timestamp,
+                    num_pending: view.last_sequence.saturating_sub(sequence),
+                },
+                subject: message.subject.as_str().into(),
+                headers: reply_to_header(&message.headers),
+                payload: message.payload,
+            });
+        }
+        Ok(singles)
     }
 
     /// How many of the missing were not counted yet.
@@ -510,6 +572,16 @@ fn reply_to(headers: &HeaderMap) -> Option<Box<str>> {
             .bytes()
             .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
     is_inbox.then(|| inbox.into())
+}
+
+/// The one header that is read, from a block that a client may not be able to read.
+fn reply_to_header(block: &[u8]) -> Option<HeaderMap> {
+    let block = String::from_utf8_lossy(block);
+    let mut lines = block.lines().filter_map(|line| line.split_once(':'));
+    let (name, inbox) = lines.find(|(name, _)| *name == REPLY_TO_HEADER)?;
+    let mut headers = HeaderMap::new();
+    headers.insert(name, HeaderValue::from_str(inbox.trim()).ok()?);
+    Some(headers)
 }
 
 /// Resolves when the connection is no longer the one of that number.

@@ -1,6 +1,7 @@
 //! The real program as its own process, told apart from others by its folder; gone with the guard.
 
 use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::nats::Nats;
+use super::program::wait_until_frozen;
+use super::usage::Usage;
 
 /// How long a daemon may take to begin, or to end.
 const DEADLINE: Duration = Duration::from_mins(1);
@@ -19,6 +22,7 @@ pub(crate) struct Setup {
     folder: TempDir,
     sets: Vec<String>,
     env: Vec<(&'static str, String)>,
+    wrapper: Vec<String>,
 }
 
 /// A running daemon. Dropped, it is killed.
@@ -43,6 +47,7 @@ impl Setup {
             folder,
             sets: Vec::new(),
             env: Vec::new(),
+            wrapper: Vec::new(),
         }
     }
 
@@ -55,6 +60,12 @@ impl Setup {
     /// Sets a variable of its environment.
     pub(crate) fn env(mut self, name: &'static str, value: &str) -> Self {
         self.env.push((name, value.to_owned()));
+        self
+    }
+
+    /// Starts it through another program that becomes it, or traces it from aside; none undoes this.
+    pub(crate) fn through<T: Into<String>>(mut self, wrapper: impl IntoIterator<Item = T>) -> Self {
+        self.wrapper = wrapper.into_iter().map(Into::into).collect();
         self
     }
 
@@ -73,8 +84,11 @@ impl Setup {
 
     /// The command that starts it.
     pub(crate) fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tocsin"));
+        let words = self.wrapper.iter().map(String::as_str);
+        let mut words = words.chain([env!("CARGO_BIN_EXE_tocsin")]);
+        let mut command = Command::new(words.next().expect("a program"));
         command
+            .args(words)
             .args(["serve", "--set", &format!("nats.url={}", self.url)])
             .args(["--set", &format!("store.path={}", self.store().display())])
             .args(["--set", "log.format=text"])
@@ -127,6 +141,18 @@ impl Setup {
         (output.status.code().unwrap_or(-1), last)
     }
 
+    /// How often its processes have logged a text.
+    pub(crate) fn num_logged(&self, text: &str) -> u64 {
+        self.log().matches(text).count() as u64
+    }
+
+    /// Everything that its processes have logged, once none runs; the next begins a new log.
+    pub(crate) fn take_log(&self) -> String {
+        let log = self.log();
+        std::fs::remove_file(self.folder.path().join("log")).ok();
+        log
+    }
+
     /// Everything that its processes have logged.
     pub(crate) fn log(&self) -> String {
         read_log(&self.folder.path().join("log"))
@@ -150,6 +176,12 @@ impl Daemon {
     pub(crate) fn has_told(&mut self, begin: &str) -> bool {
         self.hear(Duration::from_millis(1));
         self.heard.iter().any(|line| line.starts_with(begin))
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let ended = self.child.try_wait();
+        ended.expect("the daemon is our child").is_some()
     }
 
     fn hear(&mut self, within: Duration) {
@@ -184,15 +216,35 @@ impl Daemon {
         }
     }
 
+    /// What it uses at this moment.
+    pub(crate) fn usage(&self) -> Usage {
+        Usage::of(self.pid()).expect("the daemon runs")
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
+    /// A line told to the service manager that begins so, if one is before the time is over.
+    pub(crate) fn told_within(&mut self, begin: &str, time: Duration) -> Option<String> {
+        let deadline = Instant::now() + time;
+        while !self.has_told(begin) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            self.hear(left);
+        }
+        Some(self.wait_for(begin))
+    }
+
     /// kill -9.
     pub(crate) fn kill(mut self) {
         self.child.kill().expect("the daemon can be killed");
-        self.child.wait().expect("the daemon can be waited for");
+        let status = self.child.wait().expect("the daemon can be waited for");
+        let signal = status.signal();
+        assert_eq!(signal, Some(Signal::KILL.as_raw()), "ended before");
     }
 
     /// Sends SIGTERM.
@@ -203,6 +255,7 @@ impl Daemon {
     /// Stops it where it is, as a debugger or a full memory does.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
+        wait_until_frozen(self.child.id());
     }
 
     /// Lets it go on.

@@ -1,13 +1,22 @@
 //! What several subjects share.
 
+pub(crate) mod cgroup;
 pub(crate) mod daemon;
+pub(crate) mod disk;
 #[path = "../../evidence/row.rs"]
 pub(crate) mod evidence;
+pub(crate) mod heard;
 pub(crate) mod judge;
+pub(crate) mod link;
 pub(crate) mod nats;
+pub(crate) mod pressure;
 pub(crate) mod program;
+pub(crate) mod reading;
+pub(crate) mod replay;
+pub(crate) mod strace;
 pub(crate) mod toy;
 pub(crate) mod traffic;
+pub(crate) mod usage;
 
 use std::time::Duration;
 

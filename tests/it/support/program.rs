@@ -159,6 +159,14 @@ pub(crate) fn wait_until_gone(pid: Pid) {
     });
 }
 
+/// Waits until a stopped process stands still.
+pub(crate) fn wait_until_frozen(pid: u32) {
+    within("a process that stands still", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        stat.contains(") T ").then_some(())
+    });
+}
+
 /// A process that prints lines until it is told to stop; killed with the guard.
 pub(crate) struct Printing {
     child: Child,

@@ -1,239 +1,397 @@
-//! What goes out: producers, the network, the output stream with its duplicate window.
+//! What goes out: the network, the two output streams with their duplicate window, and what harms them.
+
+use std::collections::BTreeSet;
+
+use tocsin::bus::Outbound;
+use tocsin::bus::wire::{DEAD_LETTER, PART_HEADER, message_bytes};
+use tocsin::core::time::Timestamp;
 
 use super::*;
 
-impl<D: Observed> World<D> {
-    pub(super) fn poll(&mut self, number: usize) -> Checked {
-        let mut outputs = Vec::new();
-        if let Some(worker) = &mut self.workers[number] {
-            for partition in &mut worker.partitions {
-                let id = usize::from(partition.id().0);
-                outputs.extend(std::iter::from_fn(|| partition.poll()).map(|output| (id, output)));
-            }
-        }
-        for (partition, output) in outputs {
-            match output {
-                Output::Release { position, .. } => {
-                    let stored = self.stored[partition].position.map(|it| it.cursor);
-                    let released = position.map(|it| it.cursor);
-                    demand(
-                        "I-03 nothing is released before it is durable",
-                        released <= stored,
-                        || format!("partition {partition} releases {released:?} at {stored:?}"),
-                    )?;
-                }
-                Output::Publish(owed) => self.owe(partition, owed)?,
-                Output::InstallSnapshot(head) => self.install(number, head)?,
-            }
-        }
-        Ok(())
-    }
+/// What a broker takes that splits nothing.
+pub(super) const LARGE: usize = 1 << 20;
+/// What it may take: a few alarms, one, or all.
+pub(super) const MAX_PAYLOADS: [usize; 4] = [LARGE, 600, 480, 360];
 
-    pub(super) fn owe(&mut self, partition: usize, owed: Arc<Owed<Digest>>) -> Checked {
-        let mut rows = self.stored[partition].shadow.outbox().rows_from(owed.key);
-        let is_stored = rows.next().is_some_and(|it| it.key == owed.key);
-        demand(
-            "I-03 nothing is published before it is durable",
-            is_stored,
-            || format!("partition {partition} publishes {:?}", owed.key),
-        )?;
-        drop(rows);
-        let mut all = vec![owed];
-        if self.is(Bug::TwoInFlight) {
-            all = self.stored[partition]
-                .shadow
-                .outbox()
-                .rows_from(OutboxKey(0))
-                .cloned()
-                .collect();
-        }
-        for owed in all {
-            let is_new = |task: &Task| task.partition != partition || task.owed.key != owed.key;
-            if !self.tasks.iter().all(is_new) {
-                continue;
-            }
-            self.num_ids += 1;
-            let id = if self.is(Bug::IdsFromCounter) {
-                format!("count-{}", self.num_ids)
-            } else {
-                owed.id.to_string()
-            };
-            // Attempts of an earlier owner are as old as the message may be.
-            let first = owed.is_recovered.then(|| owed.since.as_nanos());
-            self.tasks.push(Task {
-                partition,
-                owed,
-                id,
-                first,
-                is_sent: false,
-            });
-        }
-        Ok(())
-    }
+const REPEATS: &str = "repeats dropped by the broker";
 
-    pub(super) fn send(&mut self) -> Checked {
-        let waiting: Vec<_> = (0..self.tasks.len())
-            .filter(|&i| !self.tasks[i].is_sent)
-            .collect();
-        if waiting.is_empty() {
-            return Ok(());
-        }
-        let at = waiting[self.rng.place(waiting.len())];
-        let (now, looks) = (self.now, !self.is(Bug::NoLookup));
-        let task = &self.tasks[at];
-        let (partition, key, lane) = (task.partition, task.owed.key, task.owed.lane);
-        let alone = |other: &Task| {
-            other.partition != partition
-                || other.owed.lane != lane
-                || other.owed.key == key
-                || !other.is_sent
-        };
-        demand(
-            "I-05 one of a lane is under way",
-            self.tasks.iter().all(alone),
-            || format!("partition {partition} sends {key:?} beside another of its lane"),
-        )?;
-        let task = &mut self.tasks[at];
-        if looks
-            && task
-                .first
-                .is_some_and(|first| now.saturating_sub(first) > WINDOW / 2)
-        {
-            let from = usize::try_from(task.owed.search_from).expect("a short output");
-            let found = self
-                .output
-                .iter()
-                .skip(from)
-                .position(|it| it.id == task.id);
-            if let Some(found) = found {
-                task.is_sent = true;
-                let sequence = (from + found + 1) as u64;
-                self.confirmations
-                    .push((partition, key, sequence, self.process));
-                self.note(format!("p{partition} finds {key:?} in the output"));
-                return Ok(());
+/// One attempt at one message, or at a part of one, on its way to the broker.
+pub(super) struct Attempt {
+    daemon: usize,
+    process: u64,
+    token: u64,
+    sent_at: u64,
+    subject: &'static str,
+    pub(super) id: String,
+    /// The part's id, as its sender knows it.
+    part: String,
+    num_bytes: usize,
+    is_first: bool,
+    search_from: u64,
+    piece: Piece,
+}
+
+/// A part of a message, or a whole one: from which to which entry, and what they say.
+#[derive(Clone, Debug, Eq, PartialEq)]
+struct Piece {
+    whole: String,
+    lane: u64,
+    head: String,
+    separator: &'static str,
+    from: usize,
+    entries: Vec<String>,
+}
+
+impl Attempt {
+    pub(super) fn new(
+        (daemon, process, token): (usize, u64, u64),
+        sent_at: u64,
+        owed: &Owed<Digest>,
+        whole: &str,
+        part: &Outbound,
+        is_first: bool,
+    ) -> Self {
+        let is_part = part.headers.iter().any(|(name, _)| *name == PART_HEADER);
+        let range = part.id.rsplit_once('.').filter(|_| is_part);
+        let from = range.and_then(|(_, range)| range.split_once('-'));
+        let from = from.map_or(0, |(from, _)| from.parse().expect("a part names its range"));
+        let (head, separator, entries) = match &owed.body {
+            Body::Message(_) => {
+                let (user, entries) = read_digest(&part.payload);
+                (format!("{user}: "), ", ", entries)
             }
-            task.first = Some(now);
-        }
-        *self.num_sent.entry((partition, key)).or_default() += 1;
-        let is_first = task.first.is_none();
-        task.first.get_or_insert(now);
-        task.is_sent = true;
-        let published = Published {
-            id: task.id.clone(),
-            lane,
-            content: content(&task.owed.body),
-            at: now,
+            Body::DeadLetter(letter) => {
+                let text = String::from_utf8_lossy(&part.payload).into_owned();
+                let entries = text.chars().map(String::from).collect();
+                (format!("dead letter {} ", letter.reason), "", entries)
+            }
         };
-        let confirms_to = self.process;
-        self.note(format!("p{partition} sends {key:?} as {}", published.id));
-        self.network.push(Attempt {
-            partition,
-            key,
-            published,
+        let suffix = part.id.strip_prefix(&owed.id.to_string());
+        Self {
+            daemon,
+            process,
+            token,
+            sent_at,
+            subject: part.subject,
+            id: format!("{whole}{}", suffix.unwrap_or_default()),
+            part: part.id.clone(),
+            num_bytes: message_bytes(part),
             is_first,
-            confirms_to,
-        });
-        if self.is(Bug::RemovedAtSend) {
-            self.confirmations.push((partition, key, 0, self.process));
+            search_from: owed.search_from,
+            piece: Piece {
+                whole: whole.to_owned(),
+                lane: owed.lane,
+                head,
+                separator,
+                from,
+                entries,
+            },
+        }
+    }
+}
+
+/// The user and the alarms of a digest, read as any subscriber reads it.
+fn read_digest(payload: &[u8]) -> (String, Vec<String>) {
+    let digest: serde_json::Value = serde_json::from_slice(payload).expect("a digest is JSON");
+    let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+    let alarms = digest["ActiveAlarms"].as_array().into_iter().flatten();
+    let entries = alarms.map(|alarm| {
+        let at = Timestamp::parse(&text(&alarm["LatestChangedAt"]));
+        let at_s = at.expect("an instant").as_nanos() / SECOND;
+        format!(
+            "{} {} {at_s}",
+            text(&alarm["AlarmID"]),
+            text(&alarm["Status"])
+        )
+    });
+    (text(&digest["UserID"]), entries.collect())
+}
+
+/// A message as a subscriber joins it from what was stored.
+pub(crate) struct Whole {
+    pub(crate) id: String,
+    pub(crate) lane: u64,
+    /// The order in which the first parts were stored.
+    pub(crate) turn: u64,
+    head: String,
+    separator: &'static str,
+    entries: Vec<String>,
+}
+
+impl Whole {
+    pub(crate) fn content(&self) -> String {
+        format!("{}{}", self.head, self.entries.join(self.separator))
+    }
+
+    /// A subscriber takes a part: what it holds follows what was there, or repeats it.
+    fn take(&mut self, piece: &Piece) -> Checked {
+        demand(
+            "I-05 parts come in order",
+            piece.from <= self.entries.len(),
+            || format!("{} from {} on", piece.whole, piece.from),
+        )?;
+        for (place, entry) in piece.entries.iter().enumerate() {
+            let place = piece.from + place;
+            match self.entries.get(place) {
+                Some(known) => demand("I-07 one id is one message", known == entry, || {
+                    format!("{}: {known} and {entry}", piece.whole)
+                })?,
+                None => self.entries.push(entry.clone()),
+            }
         }
         Ok(())
+    }
+}
+
+/// A stream of the broker, and everything that it ever held.
+#[derive(Default)]
+pub(super) struct OutputStream {
+    /// Id, when it was stored, and what it holds; the sequence is the place and 1.
+    messages: Vec<(String, u64, Piece)>,
+    places: BTreeMap<String, usize>,
+    /// What was purged lies before.
+    num_purged: usize,
+    wholes: BTreeMap<String, Whole>,
+    parked: BTreeSet<String>,
+    confirmed: BTreeSet<String>,
+}
+
+impl OutputStream {
+    pub(super) fn wholes(&self) -> impl Iterator<Item = &Whole> {
+        self.wholes.values()
+    }
+
+    pub(super) fn park(&mut self, id: String) {
+        self.parked.insert(id);
+    }
+
+    pub(super) fn was_parked(&self, id: &str) -> bool {
+        self.parked.contains(id)
+    }
+
+    /// A producer has heard that all of it is stored.
+    pub(super) fn confirm(&mut self, id: String) {
+        self.confirmed.insert(id);
+    }
+
+    pub(super) fn was_confirmed(&self, id: &str) -> bool {
+        self.confirmed.contains(id)
+    }
+
+    /// Whether this was published, whole.
+    pub(super) fn holds(&self, lane: u64, content: &str) -> bool {
+        let mut wholes = self.wholes.values();
+        wholes.any(|whole| whole.lane == lane && whole.content() == content)
+    }
+
+    /// The sequence of an id, looked for behind another.
+    pub(super) fn find(&self, id: &str, after: u64) -> Option<u64> {
+        // A stream that ends before our sequence is not the one that gave it.
+        let last = self.messages.len() as u64;
+        let after = if last < after { 0 } else { after };
+        let sequence = self.places.get(id).map(|&place| place as u64 + 1)?;
+        (sequence > after && sequence > self.num_purged as u64).then_some(sequence)
+    }
+
+    fn push(&mut self, id: String, at: u64, piece: Piece, turn: u64) -> Checked {
+        let whole = self.wholes.entry(piece.whole.clone());
+        let whole = whole.or_insert_with(|| Whole {
+            id: piece.whole.clone(),
+            lane: piece.lane,
+            turn,
+            head: piece.head.clone(),
+            separator: piece.separator,
+            entries: Vec::new(),
+        });
+        whole.take(&piece)?;
+        self.places.insert(id.clone(), self.messages.len());
+        self.messages.push((id, at, piece));
+        Ok(())
+    }
+
+    fn roll_back(&mut self, num_lost: usize) {
+        let num_kept = self.messages.len().saturating_sub(num_lost);
+        self.messages.truncate(num_kept.max(self.num_purged));
+        let kept = self.messages.iter().enumerate();
+        self.places = kept.map(|(place, it)| (it.0.clone(), place)).collect();
+    }
+}
+
+impl<D: Observed> World<D> {
+    pub(super) fn output_of(&self, body: &Body<Digest>) -> &OutputStream {
+        match body {
+            Body::Message(_) => &self.broker.digests,
+            Body::DeadLetter(_) => &self.broker.dead_letters,
+        }
+    }
+
+    pub(super) fn output_of_mut(&mut self, body: &Body<Digest>) -> &mut OutputStream {
+        match body {
+            Body::Message(_) => &mut self.broker.digests,
+            Body::DeadLetter(_) => &mut self.broker.dead_letters,
+        }
     }
 
     /// An attempt reaches the broker, or is lost on the way there or back.
-    pub(super) fn arrive(&mut self, may_lose: bool) -> Checked {
+    pub(super) fn arrive(&mut self, may_fail: bool) -> Checked {
         let now = self.now;
-        self.network
-            .retain(|attempt| now - attempt.published.at <= WINDOW / 4);
+        let is_on_its_way = |attempt: &Attempt| now - attempt.sent_at <= WINDOW / 4;
+        self.network.retain(is_on_its_way);
         if self.network.is_empty() {
             return Ok(());
         }
-        let attempt = self.network.swap_remove(self.rng.place(self.network.len()));
-        let fate = if may_lose { self.rng.below(100) } else { 99 };
-        if fate < 10 {
-            self.note(format!("{} is lost", attempt.published.id));
+        let place = self.choices.place(self.network.len());
+        let attempt = self.network.swap_remove(place);
+        let fate = if may_fail { self.choices.below(100) } else { 0 };
+        if fate >= 90 {
+            self.trace.note(format_args!("{} is lost", attempt.id));
+            self.count("messages lost on the network");
             return Ok(());
         }
-        let known = self
-            .output
-            .iter()
-            .rposition(|it| it.id == attempt.published.id);
-        let is_known = known.is_some_and(|place| now - self.output[place].at <= WINDOW);
-        demand(
-            "I-07 no id is stored twice",
-            known.is_none() || is_known,
-            || format!("{} is stored again", attempt.published.id),
-        )?;
-        let num_sent = self.num_sent.get(&(attempt.partition, attempt.key));
-        let is_fresh_repeat = is_known && attempt.is_first && num_sent == Some(&1);
-        demand(
-            "I-07 no first attempt is a repeat",
-            !is_fresh_repeat,
-            || attempt.published.id.clone(),
-        )?;
-        let place = if let Some(place) = known {
-            demand(
-                "I-07 one id is one message",
-                self.output[place].content == attempt.published.content,
-                || attempt.published.id.clone(),
-            )?;
-            place
+        let is_refused = self.broker.refused == Some(attempt.subject)
+            || attempt.num_bytes > self.broker.max_payload;
+        let (id, part, token) = (attempt.id.clone(), attempt.part.clone(), attempt.token);
+        let (daemon, process) = (attempt.daemon, attempt.process);
+        let (is_first, num_repeats) = (attempt.is_first, self.counts.of(REPEATS));
+        let said = if is_refused {
+            self.trace.note(format_args!("{id} is refused"));
+            self.count("messages refused by the broker");
+            producer::Said::Refused
         } else {
-            self.output.push(Published {
-                at: now,
-                ..attempt.published.clone()
-            });
-            self.output.len() - 1
+            producer::Said::StoredAt(self.store(attempt)?)
         };
-        self.note(format!(
-            "{} is stored at {}",
-            attempt.published.id,
-            place + 1
-        ));
-        if fate >= 20 {
-            let (partition, key) = (attempt.partition, attempt.key);
-            self.confirmations
-                .push((partition, key, place as u64 + 1, attempt.confirms_to));
+        if fate >= 80 {
+            self.count("confirmations lost");
+            return Ok(());
+        }
+        // Another store may have been faster.
+        let is_false_repeat = is_first
+            && self.plan.deployment == Deployment::One
+            && self.counts.of(REPEATS) > num_repeats;
+        let at = &mut self.daemons[daemon];
+        if at.is_up && at.process == process {
+            at.answers.push(producer::Answer {
+                token,
+                part,
+                said,
+                is_false_repeat,
+            });
         }
         Ok(())
     }
 
-    pub(super) fn confirm(&mut self, may_dally: bool) {
-        if self.confirmations.is_empty() {
+    /// Stores a message unless its id is remembered; returns the sequence that is told.
+    fn store(&mut self, attempt: Attempt) -> Result<Option<u64>, Failure> {
+        let (now, has_stream) = (self.now, self.plan.has_stream);
+        let is_digest = attempt.subject == DIGEST;
+        let turn = (self.broker.digests.messages.len() + self.broker.dead_letters.messages.len())
+            as u64
+            + self.num_lost_outputs;
+        let output = if is_digest {
+            &mut self.broker.digests
+        } else {
+            &mut self.broker.dead_letters
+        };
+        let known = output.places.get(&attempt.id).copied();
+        let known = known.filter(|_| has_stream);
+        let Some(place) = known else {
+            output.push(attempt.id.clone(), now, attempt.piece, turn)?;
+            let sequence = output.messages.len() as u64;
+            self.trace
+                .note(format_args!("{} is stored at {sequence}", attempt.id));
+            self.count(if is_digest {
+                "digests and parts stored"
+            } else {
+                "dead letters stored"
+            });
+            return Ok((has_stream && is_digest).then_some(sequence));
+        };
+        let (_, at, piece) = &output.messages[place];
+        let is_remembered = now - at <= WINDOW;
+        demand(
+            "I-07 one id is one message",
+            *piece == attempt.piece,
+            || format!("{}: {piece:?} and {:?}", attempt.id, attempt.piece),
+        )?;
+        if is_remembered {
+            self.trace.note(format_args!("{} is a repeat", attempt.id));
+            self.count(REPEATS);
+            return Ok(is_digest.then_some(place as u64 + 1));
+        }
+        // What was purged, or lies before what a roll-back has made of the sequences, cannot be found.
+        let is_hidden = place < output.num_purged || (place as u64) < attempt.search_from;
+        demand("I-07 no id is stored twice", is_hidden, || {
+            format!("{} is stored again", attempt.id)
+        })?;
+        output.push(attempt.id, now, attempt.piece, turn)?;
+        Ok(is_digest.then_some(output.messages.len() as u64))
+    }
+
+    /// The output loses its newest messages, as in a power cut of the broker, or its oldest.
+    pub(super) fn harm_output(&mut self) {
+        if !self.plan.has_stream {
             return;
         }
-        let at = self.rng.place(self.confirmations.len());
-        let (partition, key, sequence, process) = self.confirmations[at];
-        // Now and then one is on its way for so long that the partition has another owner by then.
-        if may_dally && sequence % 4 == 0 && self.rng.chance(96) {
-            return;
+        let num_drawn = 1 + self.choices.place(5);
+        let is_digests = self.choices.chance(70);
+        let rolls_back = self.choices.chance(50);
+        let output = if is_digests {
+            &mut self.broker.digests
+        } else {
+            &mut self.broker.dead_letters
+        };
+        let what = if rolls_back {
+            self.num_lost_outputs += num_drawn as u64;
+            output.roll_back(num_drawn);
+            "output streams rolled back"
+        } else {
+            output.num_purged = output.messages.len().saturating_sub(num_drawn);
+            "output streams purged"
+        };
+        self.trace.note(format_args!("{what}"));
+        self.count(what);
+        self.disconnect_all();
+    }
+
+    /// The broker starts again: what was on its way may be lost, and everybody connects anew.
+    pub(super) fn restart_broker(&mut self) {
+        let keeps = self.choices.chance(50);
+        if !keeps {
+            self.network.clear();
         }
-        self.confirmations.swap_remove(at);
-        if process != self.process || !self.is_up {
-            return;
+        let daemons = self.daemons.iter_mut();
+        daemons.for_each(|it| it.answers.clear());
+        self.trace.note(format_args!(
+            "the broker starts again, what was sent arrives: {keeps}"
+        ));
+        self.count("restarts of the broker");
+        self.disconnect_all();
+    }
+
+    pub(super) fn change_max_payload(&mut self) {
+        self.broker.max_payload = MAX_PAYLOADS[self.choices.place(4)];
+        self.trace.note(format_args!(
+            "the broker takes {} bytes",
+            self.broker.max_payload
+        ));
+        self.count("changes of max_payload");
+        if self.choices.chance(50) {
+            return self.disconnect_all();
         }
-        self.tasks
-            .retain(|task| task.partition != partition || task.owed.key != key);
-        self.note(format!("p{partition} hears that {key:?} is published"));
-        // It may have been meant for an earlier owner of the partition.
-        if let Some(owner) = self.live_mut(partition) {
-            owner.published(key, Some(sequence));
-            let number = partition % self.plan.num_workers;
-            self.poll(number)
-                .expect("a confirmation only publishes what is durable");
+        // A server tells those who are connected.
+        for daemon in self.daemons.iter_mut().filter(|it| !it.is_frozen) {
+            daemon.max_payload = self.broker.max_payload;
         }
     }
 
-    /// A producer gives up waiting for one confirmation and will send again.
-    pub(super) fn time_out(&mut self) {
-        if self.tasks.is_empty() {
-            return;
-        }
-        let at = self.rng.place(self.tasks.len());
-        let (partition, key) = (self.tasks[at].partition, self.tasks[at].owed.key);
-        if self.tasks[at].is_sent {
-            self.tasks[at].is_sent = false;
-            self.note(format!("p{partition} waited too long for {key:?}"));
-        }
+    /// Nobody may publish digests any more, or dead letters; or everybody may.
+    pub(super) fn change_permissions(&mut self) {
+        self.broker.refused =
+            [None, Some(DIGEST), Some(DEAD_LETTER), Some(DIGEST)][self.choices.place(4)];
+        self.trace.note(format_args!(
+            "nobody may publish: {:?}",
+            self.broker.refused
+        ));
+        self.count("permissions taken away or given");
     }
 }

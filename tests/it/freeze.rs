@@ -1,0 +1,152 @@
+//! SIGSTOP of the daemon and of nats-server for longer than every time-out, under traffic.
+//!
+//! | what ends first | after |
+//! |---|---|
+//! | an attempt to publish, a question to the broker | 5 s |
+//! | the claim, by its holder's clock and by the others' | 8 s, 10 s |
+//! | the broker's patience with a client that does not read | 10 s |
+//! | a connection that answers no ping | 15 s |
+//! | the consumer, which the broker forgets | 30 s |
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use crate::support::daemon::{Daemon, Setup};
+use crate::support::evidence::{Rounds, Row};
+use crate::support::nats::Nats;
+use crate::support::traffic::{Load, Pace, Random, Traffic};
+use crate::support::{eventually, judge};
+
+/// Beyond the claim, within it, and beyond everything.
+const FREEZES: [Duration; 3] = [
+    Duration::from_secs(13),
+    Duration::from_secs(4),
+    Duration::from_secs(35),
+];
+
+/// A test has the time for the first two.
+const ROUNDS: Rounds = Rounds {
+    test: 2,
+    hour: 9,
+    full: 60,
+};
+
+/// How long to freeze in this round, and under which traffic.
+fn freeze_of(round: usize) -> (Duration, Pace) {
+    (FREEZES[round % 3], Pace::in_turn(round as u64 * 5))
+}
+
+/// The store is owned anew after each freeze that is longer than the claim.
+const IS_OWNED: &str = "this store owns the input";
+const CLAIM_LASTS: Duration = Duration::from_secs(10);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn freezes_of_the_daemon_lose_and_repeat_nothing() {
+    let mut row = Row::new(ROUNDS);
+    let nats = Nats::start().await;
+    // Shorter than every freeze: the broker has forgotten what was sent before.
+    let setup = Setup::new(&nats).set("output.duplicate_window=2s");
+    let client = nats.connect().await.client().clone();
+    let daemon = setup.start_ready();
+    let load = Load::at(Pace::Full).in_bursts_of(3000);
+    let traffic = Traffic::start(&client, row.seed(), load).await;
+    let (mut round, mut num_owned) = (0, 1);
+    while row.goes_on() {
+        let (time, pace) = freeze_of(round);
+        round += 1;
+        traffic.set_pace(pace);
+        traffic.after(500).await;
+        daemon.freeze();
+        // The freeze itself.
+        sleep(time).await;
+        daemon.thaw();
+        row.count(
+            &format!("SIGSTOP of the daemon for {} s", time.as_secs()),
+            1,
+        );
+        num_owned += u64::from(time > CLAIM_LASTS);
+        traffic.after(500).await;
+        eventually("the input owned again", async || {
+            setup.num_logged(IS_OWNED) >= num_owned
+        })
+        .await;
+    }
+    judge::conclude(row, &client, traffic, daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn freezes_of_the_broker_lose_and_repeat_nothing() {
+    let mut row = Row::new(ROUNDS);
+    let nats = Nats::start().await;
+    let setup = Setup::new(&nats).set("output.duplicate_window=2s");
+    let client = nats.connect().await.client().clone();
+    let daemon = setup.start_ready();
+    let load = Load::at(Pace::Full).in_bursts_of(3000);
+    let traffic = Traffic::start(&client, row.seed(), load).await;
+    let (mut round, mut num_owned) = (0, 1);
+    while row.goes_on() {
+        let (time, pace) = freeze_of(round);
+        round += 1;
+        traffic.set_pace(pace);
+        traffic.after(500).await;
+        nats.pause();
+        // The freeze itself.
+        sleep(time).await;
+        nats.resume();
+        row.count(
+            &format!("SIGSTOP of nats-server for {} s", time.as_secs()),
+            1,
+        );
+        num_owned += u64::from(time > CLAIM_LASTS);
+        traffic.after(500).await;
+        eventually("the input owned again", async || {
+            setup.num_logged(IS_OWNED) >= num_owned
+        })
+        .await;
+    }
+    judge::conclude(row, &client, traffic, daemon).await;
+}
+
+/// Whether a daemon tells the service manager that it owes the broker messages: each second, where that changed.
+fn owes(daemon: &mut Daemon) -> bool {
+    let mut owes = false;
+    while let Some(status) = daemon.told_within("STATUS=", Duration::from_millis(2500)) {
+        owes = !status.ends_with(" 0 owed");
+    }
+    owes
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn freezes_between_a_publish_and_its_confirmation_repeat_nothing() {
+    let mut row = Row::new(Rounds {
+        test: 2,
+        hour: 10,
+        full: 100,
+    });
+    let nats = Nats::start().await;
+    let setup = Setup::new(&nats).set("output.duplicate_window=1s");
+    let client = nats.connect().await.client().clone();
+    let mut daemon = setup.start_ready();
+    let load = Load::at(Pace::Full).in_bursts_of(3000);
+    let traffic = Traffic::start(&client, row.seed(), load).await;
+    let mut random = Random(row.seed());
+    while row.goes_on() {
+        loop {
+            traffic.after(200 + random.below(500)).await;
+            nats.pause();
+            if owes(&mut daemon) {
+                break;
+            }
+            nats.resume();
+        }
+        // What is owed lies in the broker's socket: it is stored and confirmed while the daemon stands still.
+        daemon.freeze();
+        nats.resume();
+        // The freeze itself: longer than an attempt waits, and than the broker remembers.
+        sleep(Duration::from_secs(7)).await;
+        daemon.thaw();
+        row.count("SIGSTOP between a publish and its confirmation", 1);
+    }
+    judge::conclude(row, &client, traffic, daemon).await;
+}

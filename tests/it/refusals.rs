@@ -1,0 +1,242 @@
+//! A broker that refuses for a while: streams full, messages too large, no streams at all, permissions taken away.
+
+use async_nats::Client;
+use tempfile::TempDir;
+
+use crate::support::daemon::Setup;
+use crate::support::eventually;
+use crate::support::evidence::{Rounds, Row};
+use crate::support::judge::{self, Judged};
+use crate::support::nats::{Nats, limit_stream, num_messages};
+use crate::support::traffic::{
+    Confirmed, Load, Pace, Random, Traffic, message_for_large_digests, publish, request,
+};
+
+/// What the broker refuses in one round.
+#[derive(Clone, Copy, Debug)]
+enum Refusal {
+    Digests,
+    DeadLetters,
+    Input,
+    LargePayloads,
+    Streams,
+}
+
+impl Refusal {
+    const ALL: [Self; 5] = [
+        Self::Digests,
+        Self::DeadLetters,
+        Self::Input,
+        Self::LargePayloads,
+        Self::Streams,
+    ];
+
+    /// As the evidence says it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Digests => "output streams full, refusing digests",
+            Self::DeadLetters => "dead-letter streams full, refusing what was refused",
+            Self::Input => "input streams full, refusing publishers",
+            Self::LargePayloads => "max_payload lowered under digests that must be split then",
+            Self::Streams => "brokers started again without JetStream, and with it",
+        }
+    }
+
+    /// What the daemon logs of it, once more each time.
+    const fn said(self) -> Option<&'static str> {
+        match self {
+            Self::Digests | Self::DeadLetters => Some("maximum messages exceeded (error 10077)"),
+            // It is the publishers who are refused.
+            Self::Input => None,
+            Self::LargePayloads => Some("no connection to NATS"),
+            Self::Streams => Some("the claim of the input cannot be read or renewed"),
+        }
+    }
+}
+
+/// Digests of many alarms, and what must be refused.
+fn message(random: &mut Random, number: u64) -> (String, String) {
+    if random.below(20) == 0 {
+        return ("AlarmStatusChanged".to_owned(), format!("junk {number}"));
+    }
+    message_for_large_digests(random, number)
+}
+
+/// A server whose streams can be switched off.
+struct Broker {
+    nats: Nats,
+    streams: TempDir,
+}
+
+impl Broker {
+    async fn start() -> Self {
+        let streams = tempfile::tempdir().expect("a folder for the streams");
+        let nats = Nats::start_with(false, &with_streams(&streams)).await;
+        Self { nats, streams }
+    }
+
+    async fn restart_with(&mut self, config: String) {
+        self.nats.set_config(config);
+        let restarted = self.nats.restart().await;
+        restarted.unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+fn with_streams(folder: &TempDir) -> String {
+    format!("jetstream {{ store_dir: \"{}\" }}", folder.path().display())
+}
+
+async fn fill(client: &Client, stream: &str) {
+    let held = num_messages(client, stream).await.max(1);
+    limit_stream(client, stream, i64::try_from(held).expect("few messages")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_the_broker_lose_and_repeat_nothing() {
+    let mut row = Row::new(Rounds::in_test(5));
+    let mut broker = Broker::start().await;
+    let client = broker.nats.connect().await.client().clone();
+    let setup = Setup::new(&broker.nats).set("output.duplicate_window=2s");
+    let _daemon = setup.start_ready();
+    let mut random = Random(row.seed());
+    let (mut left, mut confirmed, mut judged) = (Vec::new(), Confirmed::default(), None);
+    while row.goes_on() {
+        // Each once, in another order each time.
+        if left.is_empty() {
+            left = Refusal::ALL.to_vec();
+        }
+        let refusal = left.swap_remove(random.below(left.len() as u64) as usize);
+        let num_said = || {
+            refusal
+                .said()
+                .map_or(0, |line| setup.log().matches(line).count())
+        };
+        let load = Load::at(Pace::Paced(500)).of(message);
+        let traffic = Traffic::start(&client, random.next(), load).await;
+        traffic.after(100 + random.below(300)).await;
+        let num_before = num_said();
+        match refusal {
+            Refusal::Digests => fill(&client, "TOCSIN_OUT").await,
+            Refusal::DeadLetters => fill(&client, "TOCSIN_DEAD_LETTER").await,
+            Refusal::Input => {
+                fill(&client, "TOCSIN_IN").await;
+                let answer = publish(&client, "SendAlarmDigest", request("ann")).await;
+                assert!(answer.contains("maximum messages exceeded"), "{answer}");
+            }
+            Refusal::LargePayloads => {
+                let limit = format!("\nmax_payload: {}", 700 + random.below(3000));
+                let config = with_streams(&broker.streams) + &limit;
+                let reloaded = broker.nats.reload(config);
+                reloaded.unwrap_or_else(|error| panic!("{error}"));
+            }
+            Refusal::Streams => broker.restart_with(String::new()).await,
+        }
+        if refusal.said().is_some() {
+            eventually(refusal.name(), async || num_said() > num_before).await;
+        }
+        if !matches!(refusal, Refusal::Input | Refusal::Streams) {
+            traffic.after(100 + random.below(300)).await;
+        }
+        match refusal {
+            Refusal::Digests => limit_stream(&client, "TOCSIN_OUT", -1).await,
+            Refusal::DeadLetters => limit_stream(&client, "TOCSIN_DEAD_LETTER", -1).await,
+            Refusal::Input => limit_stream(&client, "TOCSIN_IN", -1).await,
+            Refusal::Streams => broker.restart_with(with_streams(&broker.streams)).await,
+            Refusal::LargePayloads => {}
+        }
+        confirmed = confirmed.and(traffic.stop().await);
+        judged = Some(judge::judge_confirmed(&client, &confirmed).await);
+        if matches!(refusal, Refusal::LargePayloads) {
+            let output = judge::read_stream(&client, "TOCSIN_OUT").await;
+            assert!(
+                output.iter().any(|it| !it.part.is_empty()),
+                "none was split"
+            );
+            // Between two digests: a digest half of whose parts are stored would be split in another way.
+            broker.restart_with(with_streams(&broker.streams)).await;
+        }
+        row.count(refusal.name(), 1);
+    }
+    let judged: Judged = judged.expect("there was a round");
+    judged.count_in(&mut row);
+    row.close();
+}
+
+/// The daemon's user with what it may not publish to; everybody else may do anything.
+fn with_denied(denied: &[&str]) -> String {
+    let denied = denied.join("\", \"");
+    format!(
+        "authorization {{ users: [\n\
+         {{ user: test, password: test }}\n\
+         {{ user: tocsin, password: tocsin, permissions: {{ publish: {{ deny: [\"{denied}\"] }} }} }}\n\
+         ] }}\n\
+         no_auth_user: test"
+    )
+}
+
+/// Whether as much is published as the input demands.
+async fn is_answered(client: &Client) -> bool {
+    let input = judge::read_stream(client, "TOCSIN_IN").await;
+    let demand = judge::demand(&input, |_| false);
+    num_messages(client, "TOCSIN_OUT").await >= demand.digests.len() as u64
+        && num_messages(client, "TOCSIN_DEAD_LETTER").await >= demand.refused.len() as u64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permissions_taken_and_given_back_lose_and_repeat_nothing() {
+    const NOTHING: &[&str] = &["nothing.of.ours"];
+    const DENIED: [(&str, &str); 4] = [
+        ("AlarmDigest", "our user may not publish to AlarmDigest"),
+        (
+            "tocsin.dead_letter",
+            "our user may not publish to tocsin.dead_letter",
+        ),
+        (
+            "tocsin.claim",
+            "the claim of the input cannot be read or renewed",
+        ),
+        (
+            "$JS.API.CONSUMER.>",
+            "our user may not publish to $JS.API.CONSUMER",
+        ),
+    ];
+    let mut row = Row::new(Rounds::in_test(1));
+    let mut nats = Nats::start_with(true, &with_denied(NOTHING)).await;
+    let client = nats.connect().await.client().clone();
+    let setup = Setup::new(&nats)
+        .set("nats.user=tocsin")
+        .set("nats.password=tocsin")
+        .set("output.duplicate_window=2s");
+    let _daemon = setup.start_ready();
+    let mut random = Random(row.seed());
+    let (mut left, mut confirmed, mut judged) = (Vec::new(), Confirmed::default(), None);
+    while row.goes_on() {
+        // Each once, in another order each time.
+        if left.is_empty() {
+            left = DENIED.to_vec();
+        }
+        let (subject, said) = left.swap_remove(random.below(left.len() as u64) as usize);
+        let traffic = Traffic::start(&client, random.next(), Load::at(Pace::Paced(200))).await;
+        traffic.after(50 + random.below(100)).await;
+        let num_said = setup.log().matches(said).count();
+        nats.reload(with_denied(&[subject]))
+            .unwrap_or_else(|error| panic!("{error}"));
+        eventually(said, async || setup.log().matches(said).count() > num_said).await;
+        traffic.after(50).await;
+        nats.reload(with_denied(NOTHING))
+            .unwrap_or_else(|error| panic!("{error}"));
+        traffic.after(50).await;
+        confirmed = confirmed.and(traffic.stop().await);
+        // What was refused for good is tried again half a minute later.
+        tokio::time::timeout(std::time::Duration::from_secs(45), async {
+            while !is_answered(&client).await {}
+        })
+        .await
+        .expect("what was parked is published");
+        judged = Some(judge::judge_confirmed(&client, &confirmed).await);
+        row.count("permissions revoked and given back", 1);
+    }
+    let judged: Judged = judged.expect("there was a round");
+    judged.count_in(&mut row);
+    row.close();
+}

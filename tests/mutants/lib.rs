@@ -1,0 +1,9 @@
+//! The pure part of tocsin alone: what builds in seconds, so that each of its mutants can be.
+
+pub mod core;
+pub mod domains;
+
+/// What is durable: here only its bytes.
+pub mod store {
+    pub mod format;
+}
