@@ -40,9 +40,14 @@ test: tools static
 	PATH="$(TOOLS):$$PATH" $(CARGO) test
 
 evidence: tools
+	.ci/tools clock
+	.ci/tools disks
+	.ci/tools fuzz
 	FULL=$(FULL) PATH="$(TOOLS):$$PATH" $(CARGO) test --test evidence -- --ignored --exact --nocapture the_table
 
 protections: tools
+	.ci/tools clock
+	.ci/tools disks
 	PATH="$(TOOLS):$$PATH" $(CARGO) test --test evidence -- --ignored --exact --nocapture nothing_protects_in_vain
 
 lint:
