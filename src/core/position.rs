@@ -4,7 +4,11 @@
 //! |---|---|
 //! | same `created`, reaches our position, same message there | go on after the lowest position |
 //! | begins beyond our lowest position | purged: go on, and say exactly how many are missing |
+//! | another `created`, and the same message there | the same stream, stamped anew: go on |
 //! | another `created`, ends before our position, or another message there | history was rewritten: a new generation, read from our lowest timestamp less [`REWRITE_MARGIN`] |
+//!
+//! nats-server 2.14 stamps a stream anew when it was changed after a restart and the server restarts once more. A message of
+//! the same sequence, nanosecond and bytes at our highest position is proof enough that nothing was rewritten.
 //!
 //! An operator who has the input read again ([`rewind`]) begins a new generation, too: no position goes back.
 //!
@@ -149,11 +153,13 @@ pub fn resume(positions: &[Option<Position>], stream: &StreamView) -> Resume {
             .minus(REWRITE_MARGIN),
         why,
     };
-    if highest.origin
-        != (Origin::Stream {
-            created: stream.created,
-        })
-    {
+    let origin = Origin::Stream {
+        created: stream.created,
+    };
+    let ours = highest.fingerprint.map(|it| (highest.timestamp, it));
+    let is_proven =
+        highest.origin != Origin::Session && ours.is_some() && ours == stream.at_position;
+    if highest.origin != origin && !is_proven {
         return rewritten(Rewrite::Recreated);
     }
     if lowest.cursor.generation != highest.cursor.generation {
@@ -180,7 +186,7 @@ pub fn resume(positions: &[Option<Position>], stream: &StreamView) -> Resume {
         stream.first_sequence.saturating_sub(next)
     };
     Resume::Continue {
-        after: lowest,
+        after: Position { origin, ..lowest },
         missing,
     }
 }
@@ -365,7 +371,7 @@ mod tests {
         let positions = [at(3, 50), at(3, 40)];
         let other = StreamView {
             created: Timestamp::from_seconds(1),
-            ..stream(1, 90, 50)
+            ..stream(1, 90, 51)
         };
         let rewritten = resume(&positions, &other);
         assert_eq!(
@@ -396,6 +402,36 @@ mod tests {
             why(resume(&[session], &stream(1, 90, 50))),
             Some(Rewrite::Recreated)
         );
+    }
+
+    #[test]
+    fn a_stream_that_was_stamped_anew_is_the_same_by_its_message() {
+        let created = Timestamp::from_seconds(1);
+        let stamped = StreamView {
+            created,
+            ..stream(1, 60, 50)
+        };
+        let after = at(2, 40).map(|lowest| Position {
+            origin: Origin::Stream { created },
+            ..lowest
+        });
+        let after = after.expect("a position");
+        let positions = [at(2, 50), at(2, 40)];
+        assert_eq!(
+            resume(&positions, &stamped),
+            Resume::Continue { after, missing: 0 }
+        );
+        // Without that message nothing is proven.
+        let purged = StreamView {
+            at_position: None,
+            ..stamped
+        };
+        assert_eq!(why(resume(&positions, &purged)), Some(Rewrite::Recreated));
+        let unread = at(2, 50).map(|position| Position {
+            fingerprint: None,
+            ..position
+        });
+        assert_eq!(why(resume(&[unread], &stamped)), Some(Rewrite::Recreated));
     }
 
     #[test]

@@ -274,6 +274,37 @@ async fn a_killed_server_costs_no_message_and_repeats_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_was_changed_between_two_restarts_is_read_on() {
+    let mut nats = Nats::start().await;
+    let bus = open(&nats).await;
+    let publisher = Publisher::new(&nats).await;
+    publisher.publish(0..100).await;
+    let mut first = input(&bus, &[None], Start::First).await;
+    let (_, read_up_to) = read(&mut *first, 100).await;
+    nats.restart().await.expect("a start");
+    let mut config = publisher
+        .stream("TOCSIN_IN")
+        .await
+        .cached_info()
+        .config
+        .clone();
+    config.max_messages = 1_000_000;
+    publisher
+        .context
+        .update_stream(config)
+        .await
+        .expect("updated");
+    // From here on nats-server 2.14 calls the stream created at its last start but one.
+    nats.restart().await.expect("a start");
+    publisher.publish(100..200).await;
+    assert_eq!(read(&mut *first, 100).await.0, range(100..200));
+    assert_eq!(first.take_stats().rewrites, 0);
+    let mut second = input(&bus, &[Some(read_up_to.watermark)], Start::New).await;
+    assert_eq!(read(&mut *second, 100).await.0, range(100..200));
+    assert_eq!(second.take_stats().rewrites, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_frozen_server_costs_no_message() {
     let nats = Nats::start().await;
     let bus = open(&nats).await;

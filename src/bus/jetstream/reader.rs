@@ -78,6 +78,7 @@ enum Recovered {
     Continued {
         source: Box<Source>,
         /// How many messages are gone that were not counted yet.
+        origin: Origin,
         missing: u64,
         accounted: Option<u64>,
     },
@@ -271,9 +272,11 @@ impl Reader {
         match recovered {
             Recovered::Continued {
                 source,
+                origin,
                 missing,
                 accounted,
             } => {
+                self.last.origin = origin;
                 self.count_missing(missing);
                 self.accounted = accounted;
                 self.source = Some(*source);
@@ -340,8 +343,10 @@ impl Anew {
         let positions = [Some(self.last), self.highest];
         let verify = self.highest.unwrap_or(self.last);
         let before = look(&self.api, &self.wanted, Some(verify)).await?;
-        let missing = match resume(&positions, &before.view) {
-            Resume::Continue { missing, .. } => self.missing_of(missing, &before.view),
+        let (origin, missing) = match resume(&positions, &before.view) {
+            Resume::Continue { after, missing } => {
+                (after.origin, self.missing_of(missing, &before.view))
+            }
             Resume::Rewritten {
                 generation,
                 from,
@@ -353,7 +358,7 @@ impl Anew {
                 let base = generation_base(before.view.created, generation, from);
                 return Ok(Recovered::Rewritten(base));
             }
-            Resume::Fresh => 0,
+            Resume::Fresh => (self.last.origin, 0),
         };
         let name = &self.wanted.config.name;
         let pull = Pull::create(&self.api, name, start_of(&self.last), false).await;
@@ -378,6 +383,7 @@ impl Anew {
         };
         Ok(Recovered::Continued {
             source: Box::new(Source { pull, epoch }),
+            origin,
             missing,
             accounted,
         })
