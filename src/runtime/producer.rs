@@ -250,9 +250,9 @@ async fn deliver<D: Domain>(
             }
         };
         let now = steady_clock();
-        if attempts.must_look(now) {
+        if attempts.must_look(now, ids_of(&parts)) {
             stored.extend(find(lookups, &parts, owed.search_from).await);
-            attempts.looked(now, steady_clock());
+            attempts.looked(now, steady_clock(), ids_of(&parts));
         }
         match publish_parts(shared, &parts, &mut stored, &mut attempts, &mut ended).await {
             Ok(sequence) => {
@@ -297,7 +297,7 @@ async fn publish_parts<D: Domain>(
             ));
         }
         // A frozen process wakes here, too.
-        if attempts.must_look(steady_clock()) {
+        if attempts.must_look(steady_clock(), [part.id.as_str()]) {
             return Err(PublishError::Unconfirmed(
                 "the output stream was looked through too long ago".to_owned(),
             ));
@@ -322,6 +322,10 @@ async fn publish_parts<D: Domain>(
     Ok(last)
 }
 
+fn ids_of(parts: &[Outbound]) -> impl Iterator<Item = &str> {
+    parts.iter().map(|part| part.id.as_str())
+}
+
 async fn find(
     lookups: &mpsc::Sender<Lookup>,
     parts: &[Outbound],
@@ -331,7 +335,7 @@ async fn find(
         return HashMap::new();
     };
     let (sender, found) = oneshot::channel();
-    let ids = parts.iter().map(|part| part.id.clone()).collect();
+    let ids = ids_of(parts).map(str::to_owned).collect();
     let lookup = Lookup {
         subject: first.subject,
         ids,

@@ -155,7 +155,8 @@ impl<D: Observed> World<D> {
             return Ok(());
         };
         let steady = Duration::from_nanos(now);
-        if task.attempts.must_look(steady) && !self.is(Bug::NoLookup) {
+        let ids = parts.iter().map(|part| part.id.as_str());
+        if task.attempts.must_look(steady, ids) && !self.is(Bug::NoLookup) {
             self.look(daemon, place, &parts);
             return Ok(());
         }
@@ -178,7 +179,8 @@ impl<D: Observed> World<D> {
         let steady = Duration::from_nanos(self.now);
         let task = &mut self.daemons[daemon].tasks[place];
         task.stored.extend(found);
-        task.attempts.looked(steady, steady);
+        let ids = parts.iter().map(|part| part.id.as_str());
+        task.attempts.looked(steady, steady, ids);
         self.count("messages looked for in the output");
     }
 
