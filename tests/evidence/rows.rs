@@ -51,7 +51,7 @@ pub(crate) const ROWS: &[Row] = &[
         held: "every invariant after every step; at rest every digest that is due, once",
         proofs: &[sim("nothing_is_lost_in_any_world")],
         seconds: Seconds {
-            hour: 200,
+            hour: 150,
             full: 640,
         },
         is_alone: true,
@@ -159,7 +159,7 @@ pub(crate) const ROWS: &[Row] = &[
             it("freeze::freezes_between_a_publish_and_its_confirmation_repeat_nothing"),
         ],
         seconds: Seconds {
-            hour: 240,
+            hour: 200,
             full: 500,
         },
         is_alone: false,
@@ -229,12 +229,11 @@ pub(crate) const ROWS: &[Row] = &[
     },
     Row {
         name: "streams-deleted",
-        fault: "the streams of digests, of dead letters and of the claim purged or deleted under way; a broker that lost its disk",
+        fault: "the streams of digests, of dead letters and of the claim purged or deleted under way",
         held: "made anew, and every digest that was not yet confirmed is published",
-        proofs: &[
-            it("history::streams_of_ours_purged_or_deleted_under_way_lose_no_digest"),
-            it("history::a_broker_that_lost_its_disk_is_filled_again_under_the_daemon"),
-        ],
+        proofs: &[it(
+            "history::streams_of_ours_purged_or_deleted_under_way_lose_no_digest",
+        )],
         seconds: Seconds {
             hour: 70,
             full: 140,
@@ -350,7 +349,7 @@ pub(crate) const ROWS: &[Row] = &[
             it("memory::kills_for_want_of_memory_lose_and_repeat_nothing"),
         ],
         seconds: Seconds {
-            hour: 210,
+            hour: 150,
             full: 500,
         },
         is_alone: true,
@@ -387,7 +386,7 @@ pub(crate) const ROWS: &[Row] = &[
             it("soak::one_store_for_long_uses_no_more_than_at_first"),
         ],
         seconds: Seconds {
-            hour: 240,
+            hour: 150,
             full: 860,
         },
         is_alone: true,
@@ -402,7 +401,7 @@ pub(crate) const ROWS: &[Row] = &[
             it("hostile::headers_that_no_client_can_read_stop_nothing"),
         ],
         seconds: Seconds {
-            hour: 120,
+            hour: 90,
             full: 280,
         },
         is_alone: true,
@@ -413,7 +412,7 @@ pub(crate) const ROWS: &[Row] = &[
         held: "no panic; what is taken comes out again, and an independent reader agrees",
         proofs: &[Proof::Fuzz],
         seconds: Seconds {
-            hour: 120,
+            hour: 60,
             full: 430,
         },
         is_alone: true,

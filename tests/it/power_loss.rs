@@ -423,7 +423,7 @@ async fn a_power_cut_under_the_daemon_loses_and_repeats_nothing() {
     while row.goes_on() {
         let daemon = setup.start_ready();
         traffic.after(random.below(150)).await;
-        cut_power(&mut disk, &mut random, &mut row, || daemon.kill());
+        cut_power(&mut disk, &mut random, &mut row, || drop(daemon));
     }
     let daemon = setup.start_ready();
     judge_and_count(&client, traffic, &mut row).await;
@@ -496,7 +496,7 @@ async fn on_core_nats_every_answered_change_outlives_a_power_cut() {
     while row.goes_on() {
         let until = num.load(Ordering::Relaxed) + 1 + random.below(40);
         eventually("traffic", async || num.load(Ordering::Relaxed) >= until).await;
-        cut_power(&mut disk, &mut random, &mut row, || daemon.kill());
+        cut_power(&mut disk, &mut random, &mut row, || drop(daemon));
         daemon = setup.start_ready();
     }
     stop.store(true, Ordering::Relaxed);

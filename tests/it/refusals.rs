@@ -124,7 +124,7 @@ async fn refusals_of_the_broker_lose_and_repeat_nothing() {
                 assert!(answer.contains("maximum messages exceeded"), "{answer}");
             }
             Refusal::LargePayloads => {
-                let limit = format!("\nmax_payload: {}", 700 + random.below(3000));
+                let limit = format!("\nmax_payload: {}", 700 + random.below(1000));
                 let config = with_streams(&broker.streams) + &limit;
                 let reloaded = broker.nats.reload(config);
                 reloaded.unwrap_or_else(|error| panic!("{error}"));
