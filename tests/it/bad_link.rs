@@ -18,6 +18,8 @@ const SATELLITE: Duration = Duration::from_millis(250);
 const CONNECTED_AGAIN: &str = "connected to NATS again";
 /// What it logs when it has waited in vain: for a sign of life, or for an answer.
 const SILENT: [&str; 2] = ["the broker fell silent", "request timed out"];
+/// What it logs when it may read and publish.
+const OWNS_THE_INPUT: &str = "this store owns the input";
 /// What it logs when it has found that it has none.
 const NO_CONNECTION: &str = "no connection to NATS";
 
@@ -127,7 +129,7 @@ async fn faults_of_the_link_lose_and_repeat_nothing() {
     let client = nats.connect().await.client().clone();
     let link = Link::to(&nats.url()).await;
     let setup = Setup::with_url(link.url())
-        .set("output.duplicate_window=2s")
+        .set("output.duplicate_window=1m")
         .set("log.filter=info,tocsin::bus::jetstream::reader=debug");
     let _daemon = setup.start_ready();
     let mut random = Random(row.seed());
@@ -176,7 +178,7 @@ async fn a_link_silent_for_longer_than_the_ping_is_found_dead_and_loses_and_repe
     let nats = Nats::start().await;
     let client = nats.connect().await.client().clone();
     let link = Link::to(&nats.url()).await;
-    let setup = Setup::with_url(link.url()).set("output.duplicate_window=2s");
+    let setup = Setup::with_url(link.url()).set("output.duplicate_window=1m");
     let mut daemon = setup.start_ready();
     let mut random = Random(row.seed());
     let traffic = start_traffic(&client, &mut random, Pace::Paced(500)).await;
@@ -197,9 +199,14 @@ async fn a_link_silent_for_longer_than_the_ping_is_found_dead_and_loses_and_repe
             setup.log().matches(NO_CONNECTION).count() >= num_found + 3
         })
         .await;
-        // What was sent over the dead connections arrives now, late.
+        // What was sent over the dead connections arrives now, late, but not later than half the duplicate window.
         let num_digests = num_messages(&client, "TOCSIN_OUT").await;
+        let num_owned = setup.num_logged(OWNS_THE_INPUT);
         link.heal();
+        eventually("the claim is taken again", async || {
+            setup.num_logged(OWNS_THE_INPUT) > num_owned
+        })
+        .await;
         digests_go_on(&client, num_digests).await;
         row.count("links silent until the daemon found them dead", 1);
     }

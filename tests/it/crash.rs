@@ -20,8 +20,8 @@ use crate::support::{eventually, judge};
 async fn kills_of_the_daemon_lose_and_repeat_nothing() {
     let mut row = Row::new(Rounds {
         test: 60,
-        hour: 200,
-        full: 1000,
+        hour: 1000,
+        full: 5000,
     });
     let nats = Nats::start().await;
     let setup = Setup::new(&nats).set("input.in_flight=500");
@@ -61,8 +61,8 @@ const SYNC_ALWAYS: &str = "jetstream { sync_interval: always }";
 async fn kills_of_the_broker_lose_and_repeat_nothing() {
     let mut row = Row::new(Rounds {
         test: 6,
-        hour: 25,
-        full: 100,
+        hour: 100,
+        full: 500,
     });
     let mut nats = Nats::start().await;
     let setup = Setup::new(&nats);
@@ -94,8 +94,8 @@ async fn kills_of_the_broker_lose_and_repeat_nothing() {
 async fn kills_of_the_broker_and_of_the_daemon_at_once_lose_and_repeat_nothing() {
     let mut row = Row::new(Rounds {
         test: 6,
-        hour: 25,
-        full: 100,
+        hour: 100,
+        full: 500,
     });
     let mut nats = Nats::start().await;
     let setup = Setup::new(&nats);
@@ -129,8 +129,8 @@ async fn kills_of_the_broker_and_of_the_daemon_at_once_lose_and_repeat_nothing()
 async fn stops_of_the_daemon_within_a_burst_are_clean_and_lose_and_repeat_nothing() {
     let mut row = Row::new(Rounds {
         test: 6,
-        hour: 60,
-        full: 200,
+        hour: 100,
+        full: 500,
     });
     let nats = Nats::start().await;
     let setup = Setup::new(&nats);
@@ -162,8 +162,8 @@ async fn stops_of_the_daemon_within_a_burst_are_clean_and_lose_and_repeat_nothin
 async fn split_digests_survive_kills_freezes_and_another_number_of_actors() {
     let mut row = Row::new(Rounds {
         test: 30,
-        hour: 100,
-        full: 400,
+        hour: 200,
+        full: 1000,
     });
     let mut nats = Nats::start_with(true, "max_payload: 1KB").await;
     let mut setup = Setup::new(&nats).set("output.duplicate_window=1s");

@@ -1,5 +1,6 @@
 //! The pure part of tocsin alone: what builds in seconds, so that each of its mutants can be.
 
+pub mod bus;
 pub mod core;
 pub mod domains;
 
