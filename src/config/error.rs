@@ -21,7 +21,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// A key that does not exist.
-    #[error("unknown key {key} ({origin}); {hint}")]
+    #[error("unknown key {} ({origin}); {hint}", key.escape_debug())]
     UnknownKey {
         /// The key as it was written.
         key: String,

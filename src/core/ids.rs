@@ -280,6 +280,7 @@ mod tests {
             "0f8fad5bd9cb469fa16570867728950e",
             "{0f8fad5b-d9cb-469f-a165-70867728950e}",
             "0f8fad5b-d9cb-469f-a165-70867728950g",
+            "zz8fad5b-d9cb-469f-a165-70867728950e",
             "0f8fad5b-d9cb-469f-a165_70867728950e",
             "1",
             "userID-1",
@@ -306,6 +307,17 @@ mod tests {
         assert_eq!(placement_hash(b""), 0x2d06_8005_38d3_94c2);
         assert_eq!(placement_hash(b"a"), 0xe6c6_32b6_1e96_4e1f);
         assert_eq!(placement_hash(b"abc"), 0x78af_5f94_892f_3950);
+    }
+
+    #[test]
+    fn a_user_is_placed_by_its_text_and_shown_as_it() {
+        let user = UserId(id("abc"));
+        assert_eq!(
+            (user.placement(), user.to_string().as_str()),
+            (0x78af_5f94_892f_3950, "abc")
+        );
+        assert_eq!(PartitionId::of(130, 64), PartitionId(2));
+        assert_eq!(format!("{:?}", StoreId([0xab; 16])), "ab".repeat(16));
     }
 
     #[test]
