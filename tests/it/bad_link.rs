@@ -9,7 +9,7 @@ use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::link::{Direction, Link};
 use crate::support::nats::{Nats, num_messages};
-use crate::support::traffic::{Confirmed, Load, Pace, Random, Traffic, change_and_request};
+use crate::support::traffic::{Load, Pace, Random, Traffic, change_and_request};
 use crate::support::{eventually, judge};
 
 /// How long a byte takes in each direction: a satellite's link.
@@ -107,12 +107,7 @@ impl Fault {
 }
 
 async fn start_traffic(client: &Client, random: &mut Random, pace: Pace) -> Traffic {
-    Traffic::start(
-        client,
-        random.next(),
-        Load::at(pace).in_bursts_of(500).at_most(100_000),
-    )
-    .await
+    Traffic::start(client, random.next(), Load::at(pace).in_bursts_of(500)).await
 }
 
 async fn digests_go_on(client: &Client, num_before: u64) {
@@ -133,7 +128,8 @@ async fn faults_of_the_link_lose_and_repeat_nothing() {
         .set("log.filter=info,tocsin::bus::jetstream::reader=debug");
     let _daemon = setup.start_ready();
     let mut random = Random(row.seed());
-    let (mut faults, mut confirmed) = (Fault::ALL.to_vec(), Confirmed::default());
+    let mut faults = Fault::ALL.to_vec();
+    let traffic = start_traffic(&client, &mut random, Pace::Full).await;
     for round in 0.. {
         if !row.goes_on() {
             break;
@@ -142,26 +138,27 @@ async fn faults_of_the_link_lose_and_repeat_nothing() {
         if faults.is_empty() {
             faults = Fault::ALL.to_vec();
         }
-        let traffic = start_traffic(&client, &mut random, Pace::in_turn(round)).await;
+        traffic.set_pace(Pace::in_turn(round));
         let fault = faults.swap_remove(random.below(faults.len() as u64) as usize);
-        let num_connected = setup.log().matches(CONNECTED_AGAIN).count();
-        let num_digests = num_messages(&client, "TOCSIN_OUT").await;
+        let num_connected = setup.num_logged(CONNECTED_AGAIN);
         fault.make(&link, &setup, &mut random).await;
         traffic.after(50 + random.below(400)).await;
         link.heal();
         if fault.breaks() {
             eventually(fault.name(), async || {
-                setup.log().matches(CONNECTED_AGAIN).count() > num_connected
+                setup.num_logged(CONNECTED_AGAIN) > num_connected
             })
             .await;
         }
+        let num_digests = num_messages(&client, "TOCSIN_OUT").await;
+        traffic.after(200).await;
         digests_go_on(&client, num_digests).await;
-        confirmed = confirmed.and(traffic.stop().await);
         row.count(fault.name(), 1);
     }
+    let confirmed = traffic.stop().await;
     let judged = judge::judge_confirmed(&client, &confirmed).await;
     judged.count_in(&mut row);
-    let connected_again = setup.log().matches(CONNECTED_AGAIN).count() as u64;
+    let connected_again = setup.num_logged(CONNECTED_AGAIN);
     row.count("connections made anew by the daemon", connected_again);
     row.close();
 }
