@@ -41,8 +41,15 @@ fn freeze_of(round: usize) -> (Duration, Pace) {
 const IS_OWNED: &str = "this store owns the input";
 const CLAIM_LASTS: Duration = Duration::from_secs(10);
 
-#[tokio::test(flavor = "multi_thread")]
-async fn freezes_of_the_daemon_lose_and_repeat_nothing() {
+/// Who is stopped, as the evidence says it.
+#[derive(Clone, Copy, Debug)]
+enum Frozen {
+    Daemon,
+    Broker,
+}
+
+/// Freezes one of the two again and again under traffic, and judges.
+async fn freeze(whom: Frozen) {
     let mut row = Row::new(ROUNDS);
     let nats = Nats::start().await;
     // Shorter than every freeze: the broker has forgotten what was sent before.
@@ -57,14 +64,23 @@ async fn freezes_of_the_daemon_lose_and_repeat_nothing() {
         round += 1;
         traffic.set_pace(pace);
         traffic.after(500).await;
-        daemon.freeze();
+        match whom {
+            Frozen::Daemon => daemon.freeze(),
+            Frozen::Broker => nats.pause(),
+        }
         // The freeze itself.
         sleep(time).await;
-        daemon.thaw();
-        row.count(
-            &format!("SIGSTOP of the daemon for {} s", time.as_secs()),
-            1,
-        );
+        let name = match whom {
+            Frozen::Daemon => {
+                daemon.thaw();
+                "the daemon"
+            }
+            Frozen::Broker => {
+                nats.resume();
+                "nats-server"
+            }
+        };
+        row.count(&format!("SIGSTOP of {name} for {} s", time.as_secs()), 1);
         num_owned += u64::from(time > CLAIM_LASTS);
         traffic.after(500).await;
         eventually("the input owned again", async || {
@@ -76,36 +92,13 @@ async fn freezes_of_the_daemon_lose_and_repeat_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn freezes_of_the_daemon_lose_and_repeat_nothing() {
+    freeze(Frozen::Daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn freezes_of_the_broker_lose_and_repeat_nothing() {
-    let mut row = Row::new(ROUNDS);
-    let nats = Nats::start().await;
-    let setup = Setup::new(&nats).set("output.duplicate_window=2s");
-    let client = nats.connect().await.client().clone();
-    let daemon = setup.start_ready();
-    let load = Load::at(Pace::Full).in_bursts_of(3000);
-    let traffic = Traffic::start(&client, row.seed(), load).await;
-    let (mut round, mut num_owned) = (0, 1);
-    while row.goes_on() {
-        let (time, pace) = freeze_of(round);
-        round += 1;
-        traffic.set_pace(pace);
-        traffic.after(500).await;
-        nats.pause();
-        // The freeze itself.
-        sleep(time).await;
-        nats.resume();
-        row.count(
-            &format!("SIGSTOP of nats-server for {} s", time.as_secs()),
-            1,
-        );
-        num_owned += u64::from(time > CLAIM_LASTS);
-        traffic.after(500).await;
-        eventually("the input owned again", async || {
-            setup.num_logged(IS_OWNED) >= num_owned
-        })
-        .await;
-    }
-    judge::conclude(row, &client, traffic, daemon).await;
+    freeze(Frozen::Broker).await;
 }
 
 /// Whether a daemon tells the service manager that it owes the broker messages: each second, where that changed.
