@@ -17,12 +17,12 @@
 //! | `inspect` | looking into a store that nobody uses, without changing it |
 
 use std::fmt;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
+use super::files::FolderLock;
 use super::journal::Journal;
 use super::shared::Shared;
 use super::snapshot::Snapshots;
@@ -57,7 +57,7 @@ pub struct Embedded {
     journal: Journal,
     snapshots: Snapshots,
     shared: Arc<Shared>,
-    _lock: File,
+    _lock: FolderLock,
 }
 
 impl Embedded {
@@ -74,7 +74,7 @@ impl Embedded {
     pub(super) fn open_locked(
         path: &Path,
         options: Options,
-        lock: File,
+        lock: FolderLock,
     ) -> Result<Self, StoreError> {
         let opened = recovery::open(path, &options)?;
         let shared = Arc::new(Shared::new(

@@ -190,8 +190,20 @@ pub(super) fn sync_folder(path: &Path) -> Result<(), FileError> {
         .context("fsync", path)
 }
 
-/// Takes the folder for this process, until the file is dropped.
-pub(super) fn lock(folder: &Path) -> Result<File, StoreError> {
+/// A folder that this process has to itself, until this is dropped.
+pub(super) struct FolderLock(File);
+
+impl Drop for FolderLock {
+    /// To close the file would not do: a child that is being made holds every open file until it is its own
+    /// program, and with it the lock.
+    fn drop(&mut self) {
+        // Where it fails, nothing is lost: the lock goes with the last that has the file open.
+        drop(self.0.unlock());
+    }
+}
+
+/// Takes the folder for this process.
+pub(super) fn lock(folder: &Path) -> Result<FolderLock, StoreError> {
     let path = folder.join("lock");
     let file = File::options()
         .write(true)
@@ -203,7 +215,7 @@ pub(super) fn lock(folder: &Path) -> Result<File, StoreError> {
 }
 
 /// The same without changing anything: `None` where no process has ever had the folder, as in a copy.
-pub(super) fn lock_existing(folder: &Path) -> Result<Option<File>, StoreError> {
+pub(super) fn lock_existing(folder: &Path) -> Result<Option<FolderLock>, StoreError> {
     let path = folder.join("lock");
     let writable = File::options().write(true).open(&path);
     match writable.or_else(|_| File::open(&path)) {
@@ -213,9 +225,9 @@ pub(super) fn lock_existing(folder: &Path) -> Result<Option<File>, StoreError> {
     }
 }
 
-fn take(file: File, folder: &Path, path: &Path) -> Result<File, StoreError> {
+fn take(file: File, folder: &Path, path: &Path) -> Result<FolderLock, StoreError> {
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(FolderLock(file)),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked {
             path: folder.to_owned(),
         }),
@@ -278,4 +290,22 @@ pub(super) fn sync(file: &File, path: &Path) -> Result<(), FileError> {
 pub(super) fn remove(path: &Path) -> Result<(), FileError> {
     fs::remove_file(path).context("remove", path)?;
     sync_folder(folder_of(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_let_go_though_a_child_still_holds_its_file() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let held = lock(folder.path()).expect("the folder");
+        let _in_the_child = held.0.try_clone().expect("a copy");
+        assert!(matches!(
+            lock(folder.path()),
+            Err(StoreError::Locked { .. })
+        ));
+        drop(held);
+        lock(folder.path()).expect("the folder once more");
+    }
 }

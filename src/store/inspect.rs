@@ -9,11 +9,11 @@
 //! The folder is held for as long as it is looked at, but nothing is created: a copy of a store that was never
 //! opened has no `lock`, and nobody to keep out.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::embedded::{Embedded, Options};
-use super::files::{self, FileError};
+use super::files::{self, FileError, FolderLock};
 use super::format;
 use super::journal::Claimed;
 use super::recovery::{self, Listing, Scan};
@@ -38,7 +38,7 @@ pub struct Files {
 pub struct Inspection {
     shared: Shared,
     torn: Option<TornTail>,
-    lock: Option<File>,
+    lock: Option<FolderLock>,
 }
 
 impl Inspection {
@@ -131,7 +131,7 @@ impl Inspection {
 }
 
 /// Takes the folder of a store, and lists what is in it.
-fn hold(folder: &Path) -> Result<(Option<File>, Listing), StoreError> {
+fn hold(folder: &Path) -> Result<(Option<FolderLock>, Listing), StoreError> {
     if !folder.exists() {
         let path = folder.to_owned();
         return Err(StoreError::Missing { path });
