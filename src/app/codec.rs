@@ -4,6 +4,7 @@ use crate::bus::wire::{self, Limits};
 use crate::bus::{Outbound, RawMessage};
 use crate::core::outbox::{Body, DeadLetter, Owed};
 use crate::core::partition::Domain;
+use crate::core::parts::Stored;
 use crate::domains::alarms::{Status, Tally};
 use crate::domains::{Command, Outgoing, State};
 use crate::runtime::delivery::Codec;
@@ -28,10 +29,14 @@ fn decode(raw: &RawMessage, limits: &Limits) -> Result<(u64, Command), DeadLette
     }
 }
 
-fn encode(owed: &Owed<Outgoing>, max_payload: usize) -> Result<Vec<Outbound>, String> {
+fn encode(
+    owed: &Owed<Outgoing>,
+    stored: &Stored,
+    max_payload: usize,
+) -> Result<Vec<Outbound>, String> {
     match &owed.body {
-        Body::Message(digest) => wire::split_digest(&owed.id, digest, max_payload),
-        Body::DeadLetter(letter) => wire::split_dead_letter(&owed.id, letter, max_payload),
+        Body::Message(digest) => wire::split_digest(&owed.id, digest, stored, max_payload),
+        Body::DeadLetter(letter) => wire::split_dead_letter(&owed.id, letter, stored, max_payload),
     }
     .map_err(|error| error.to_string())
 }

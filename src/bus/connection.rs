@@ -5,6 +5,7 @@
 //! | the broker is away, or refuses our credentials | waited for, for ever; said once per change of cause |
 //! | a file or address that only the operator can change | [`BusError::Configuration`], at once |
 //! | connected, lost, connected again | [`Connection::state`]; each time connected has a number of its own |
+//! | what the client still holds when it is lost | sent when there is another, however late; dropped by a [`Line`] |
 //! | a subject that we may not use | [`Connection::violations`] |
 //!
 //! Every client lives on a multi-thread runtime, whoever asks for it: on the single thread of an actor, a
@@ -22,7 +23,7 @@ use async_nats::{
     Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError, ServerInfo,
     Statistics,
 };
-use tokio::runtime::Handle;
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
@@ -34,6 +35,8 @@ use super::BusError;
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// The longest wait between two attempts to connect.
 const MAX_DELAY: Duration = Duration::from_secs(2);
+/// How long a client waits that must not connect again: it has ended long before.
+const NEVER: Duration = Duration::from_hours(24 * 365);
 /// How often the state is compared with the client's own: events may be dropped when there are many.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(250);
 /// How many refusals are remembered, so that each is said once.
@@ -140,9 +143,11 @@ impl fmt::Display for Violation {
 pub struct Connector {
     settings: Arc<Settings>,
     runtime: Handle,
-    /// Why the last attempt at a first connection failed; `None` once it succeeded.
+    /// Why the last attempt at a client's first connection failed; `None` once it succeeded.
     waiting: watch::Sender<Option<String>>,
     is_age_said: Arc<AtomicBool>,
+    /// Whether a client connects again when its connection is lost.
+    connects_again: bool,
 }
 
 impl Connector {
@@ -154,6 +159,7 @@ impl Connector {
             runtime,
             waiting: watch::Sender::new(None),
             is_age_said: Arc::default(),
+            connects_again: true,
         }
     }
 
@@ -163,7 +169,7 @@ impl Connector {
         &self.runtime
     }
 
-    /// Why there is no first connection yet; `None` when nothing is waited for.
+    /// Why a client has no connection yet; `None` when nothing is waited for.
     #[must_use]
     pub fn waiting(&self) -> watch::Receiver<Option<String>> {
         self.waiting.subscribe()
@@ -188,6 +194,42 @@ impl Connector {
         AbortOnDropHandle::new(attempts)
             .await
             .map_err(|error| BusError::Unavailable(format!("connecting to NATS ended: {error}")))?
+    }
+
+    /// Connects as [`Connector::connect`] does, and with another client each time that the connection is lost.
+    ///
+    /// # Errors
+    /// As [`Connector::connect`].
+    pub async fn connect_line(
+        &self,
+        role: &'static str,
+        subscription_capacity: usize,
+    ) -> Result<Line, BusError> {
+        let (connection, own) = self.connect_once(role, subscription_capacity).await?;
+        Ok(Line {
+            connector: self.clone(),
+            role,
+            subscription_capacity,
+            epoch: 1,
+            connection,
+            own,
+        })
+    }
+
+    /// Connects with a client that never connects again, and ends with its runtime.
+    async fn connect_once(
+        &self,
+        role: &str,
+        subscription_capacity: usize,
+    ) -> Result<(Connection, OwnRuntime), BusError> {
+        let (own, runtime) = OwnRuntime::start()?;
+        let connector = Self {
+            runtime,
+            connects_again: false,
+            ..self.clone()
+        };
+        let connection = connector.connect(role, subscription_capacity).await?;
+        Ok((connection, own))
     }
 
     /// Connects within a bounded time, for one-shot commands.
@@ -255,7 +297,20 @@ impl Connector {
     ) -> Result<Connection, BusError> {
         // Read anew at every attempt, so that mended credentials work without a restart.
         let addresses = self.settings.addresses()?;
+        let is_made = Arc::new(AtomicBool::new(false));
         let options = self.settings.options(role)?;
+        let options = if self.connects_again {
+            options.reconnect_delay_callback(delay)
+        } else {
+            let is_made = Arc::clone(&is_made);
+            options.reconnect_delay_callback(move |attempt| {
+                if is_made.load(Ordering::Acquire) {
+                    NEVER
+                } else {
+                    delay(attempt)
+                }
+            })
+        };
         let (events_in, events) = mpsc::channel(64);
         let options = options
             .subscription_capacity(subscription_capacity)
@@ -284,6 +339,8 @@ impl Connector {
                     | ConnectErrorKind::Io
                     | ConnectErrorKind::MaxReconnects => BusError::Unavailable(error.to_string()),
                 })?;
+        // Nothing was handed to the client yet.
+        is_made.store(true, Ordering::Release);
         Ok(Connection::new(role, client, events, self.runtime.clone()))
     }
 
@@ -332,8 +389,7 @@ impl Settings {
     fn options(&self, role: &str) -> Result<ConnectOptions, BusError> {
         let mut options = ConnectOptions::new()
             .name(format!("{} {role}", self.name))
-            .ping_interval(PING_INTERVAL)
-            .reconnect_delay_callback(delay);
+            .ping_interval(PING_INTERVAL);
         if let Some(prefix) = &self.inbox_prefix {
             options = options.custom_inbox_prefix(prefix);
         }
@@ -547,6 +603,13 @@ impl Connection {
         self.violations.subscribe()
     }
 
+    /// Waits until there is no connection.
+    pub async fn lost(&self) {
+        let is_lost = |state: &State| matches!(state, State::Disconnected { .. });
+        // Without its watcher it is lost, too.
+        drop(self.state.clone().wait_for(is_lost).await);
+    }
+
     /// Waits until there is a connection; returns its number.
     pub async fn connected(&self) -> u64 {
         let mut state = self.state.clone();
@@ -577,6 +640,99 @@ impl Connection {
     #[must_use]
     pub fn max_payload(&self) -> usize {
         self.client.max_payload()
+    }
+}
+
+/// Connections one after the other, each with a client of its own: for what must not be sent late.
+///
+/// What is handed to a client waits in its queue until the socket takes it, and a client that connects again sends it
+/// then, however long ago it was given up. So a client here connects once, and when its connection is lost or given up
+/// it ends at once, with all that waits in it: it lives on a runtime of its own, which is shut down. Nothing else ends
+/// a client whose socket takes nothing.
+#[derive(Debug)]
+pub struct Line {
+    connector: Connector,
+    role: &'static str,
+    subscription_capacity: usize,
+    epoch: u64,
+    connection: Connection,
+    own: OwnRuntime,
+}
+
+impl Line {
+    /// The connection that there is, or was last.
+    #[must_use]
+    pub const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// How often a connection was made, this one included.
+    #[must_use]
+    pub const fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The multi-thread runtime that outlives every client.
+    #[must_use]
+    pub const fn runtime(&self) -> &Handle {
+        self.connector.runtime()
+    }
+
+    /// Ends the client with all that waits in it, and connects with another: tried for ever.
+    pub async fn renew(&mut self) {
+        self.own.end();
+        for attempt in 2.. {
+            let connecting = self
+                .connector
+                .connect_once(self.role, self.subscription_capacity);
+            match connecting.await {
+                Ok((connection, own)) => {
+                    (self.connection, self.own) = (connection, own);
+                    self.epoch += 1;
+                    break;
+                }
+                // A file may be just about to be replaced.
+                Err(error) => {
+                    warn!(role = self.role, %error, "NATS cannot be reached, trying for ever");
+                    sleep(delay(attempt)).await;
+                }
+            }
+        }
+        info!(
+            role = self.role,
+            epoch = self.epoch,
+            "connected to NATS again"
+        );
+    }
+}
+
+/// A runtime that ends without waiting for what runs on it.
+#[derive(Debug)]
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn start() -> Result<(Self, Handle), BusError> {
+        let mut builder = Builder::new_multi_thread();
+        let started = builder.worker_threads(1).enable_all().build();
+        let started = started.map_err(|error| {
+            BusError::Unavailable(format!(
+                "failed to start a thread: {error}; raise its limit"
+            ))
+        })?;
+        let handle = started.handle().clone();
+        Ok((Self(Some(started)), handle))
+    }
+
+    fn end(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -25,6 +25,7 @@ use super::{
     RawBatch, RawMessage, Start, wall_clock,
 };
 use crate::core::ids::{StoreId, placement_hash};
+use crate::core::parts::read_id;
 use crate::core::position::{
     Cursor, Origin, Position, Resume, StreamView, position_to_verify, resume,
 };
@@ -338,7 +339,9 @@ impl Output for MemoryBus {
         subject: &'static str,
         ids: HashSet<String>,
         after: u64,
+        _: Timestamp,
     ) -> BoxFuture<'static, Result<Vec<(String, u64)>, PublishError>> {
+        // No sequence of this output is given out twice.
         let broker = self.0.lock();
         if broker.faults.is_away {
             let away = PublishError::Unconfirmed("the broker is away".to_owned());
@@ -346,7 +349,7 @@ impl Output for MemoryBus {
         }
         let is_sought = |published: &&Published| {
             let Published { sequence, message } = published;
-            *sequence > after && message.subject == subject && ids.contains(&message.id)
+            *sequence > after && message.subject == subject && ids.contains(read_id(&message.id).0)
         };
         let found = broker.output.iter().filter(is_sought);
         let found = found.map(|it| (it.message.id.clone(), it.sequence));

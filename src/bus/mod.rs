@@ -19,7 +19,8 @@
 //!    begins a new generation.
 //! 3. **For ever.** An input and an output wait for a broker that is away; they never give up.
 //! 4. **Confirmed.** `publish` resolves with success only when the broker has stored the message (core NATS:
-//!    has processed it). An unknown outcome is [`PublishError::Unconfirmed`]: send again under the same id.
+//!    has processed it). An unknown outcome is [`PublishError::Unconfirmed`]: send again under the same id; what
+//!    was given up does not leave this process much later.
 //! 5. **Owned.** One store reads an input at a time; see [`Claim`].
 
 pub mod connection;
@@ -169,14 +170,16 @@ pub enum PublishError {
 
 /// Where digests, dead letters, answers and telemetry go.
 pub trait Output: Send + Sync {
-    /// The largest payload **with headers** that the broker takes now, in bytes.
+    /// The largest payload **with headers** that the broker takes now, and every output stream, in bytes.
     fn max_payload(&self) -> usize;
 
     /// Publishes one message and waits for its confirmation, a bounded time.
     fn publish(&self, message: Outbound) -> BoxFuture<'static, Result<Confirmation, PublishError>>;
 
-    /// Which of these ids the output stream holds beyond a sequence, with their sequences; looked at when the
-    /// duplicate window may have passed. Always empty where there is no stream.
+    /// Which of these messages the output stream holds, whole or in parts: the ids under which it holds them, with
+    /// their sequences. Looked through is what lies beyond a sequence, and what was stored since an instant, a margin
+    /// of clocks before it included: a stream made anew, or rolled back, gives sequences out again, and a clock that was
+    /// set back by more than the margin instants. Always empty where there is no stream.
     ///
     /// # Errors
     /// [`PublishError::Unconfirmed`] when the stream could not be read to its end: try again.
@@ -185,6 +188,7 @@ pub trait Output: Send + Sync {
         subject: &'static str,
         ids: HashSet<String>,
         after: u64,
+        since: Timestamp,
     ) -> BoxFuture<'static, Result<Vec<(String, u64)>, PublishError>>;
 
     /// The time by which messages are stamped as they come; `None` while the broker has not told it yet.
@@ -196,7 +200,7 @@ pub trait Output: Send + Sync {
     fn send(&self, subject: String, payload: Bytes);
 
     /// Resolves when the broker has processed what was given to [`Output::send`] before, or after a bounded time:
-    /// the process may end. Where only telemetry is sent there is nothing to wait for.
+    /// the process may end. Where nothing is sent later there is nothing to wait for.
     fn flush(&self) -> BoxFuture<'static, ()> {
         ready(()).boxed()
     }

@@ -281,6 +281,7 @@ mod tests {
             "{0f8fad5b-d9cb-469f-a165-70867728950e}",
             "0f8fad5b-d9cb-469f-a165-70867728950g",
             "zz8fad5b-d9cb-469f-a165-70867728950e",
+            "z08fad5b-d9cb-469f-a165-70867728950e",
             "0f8fad5b-d9cb-469f-a165_70867728950e",
             "1",
             "userID-1",
@@ -316,7 +317,7 @@ mod tests {
             (user.placement(), user.to_string().as_str()),
             (0x78af_5f94_892f_3950, "abc")
         );
-        assert_eq!(PartitionId::of(130, 64), PartitionId(2));
+        assert_eq!(PartitionId::of(200, 64), PartitionId(8));
         assert_eq!(format!("{:?}", StoreId([0xab; 16])), "ab".repeat(16));
     }
 

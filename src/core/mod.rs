@@ -8,6 +8,7 @@
 //! | `rows` | the bytes of absolute rows: what a commit, a journal and a snapshot carry |
 //! | `outbox` | messages that are owed to the broker, in order per lane |
 //! | `attempts` | when one of them may be sent, and when it is looked for in the output first |
+//! | `parts` | a message in parts: what they are called, and how much of it is stored |
 //! | `partition` | the whole no-loss protocol, sans-IO |
 //! | `invariants` | what must hold after every step, by number |
 //!
@@ -19,6 +20,7 @@ pub mod ids;
 pub mod invariants;
 pub mod outbox;
 pub mod partition;
+pub mod parts;
 pub mod position;
 pub mod rows;
 pub mod time;

@@ -4,10 +4,11 @@
 //! go concurrently. (Two users with one hash share a lane, which costs them nothing but concurrency.)
 //!
 //! ```text
-//! value := id lane(8) since(8) varint(searched from) kind body
+//! value := id lane(8) since(8) varint(search_from) body
 //! id    := 0 varint(generation) varint(sequence) timestamp(8)
 //!        | 1 store(16) varint(epoch) varint(partition) varint(number) varint(index)
-//! kind  := 0 = a domain's message, 1 = dead letter: bytes(reason) bytes(detail) bytes(subject) payload
+//! body  := 0 a domain's message, as the domain writes it
+//!        | 1 bytes(reason) bytes(detail) bytes(subject) payload, a dead letter
 //! ```
 
 use std::borrow::Cow;
@@ -93,7 +94,7 @@ pub struct Owed<M> {
     /// The broker's timestamp of the message that caused it.
     pub since: Timestamp,
     /// The last confirmed sequence of the output stream when it was decided: no attempt of this message is
-    /// stored at or before it.
+    /// stored at or before it, unless the broker gave that sequence out again.
     pub search_from: u64,
     /// Whether it was read back from the store: earlier attempts may have reached the broker.
     pub is_recovered: bool,

@@ -5,12 +5,14 @@
 //! | same `created`, reaches our position, same message there | go on after the lowest position |
 //! | begins beyond our lowest position | purged: go on, and say exactly how many are missing |
 //! | another `created`, and the same message there | the same stream, stamped anew: go on |
-//! | another `created`, ends before our position, or another message there | history was rewritten: a new generation, read from our lowest timestamp less [`REWRITE_MARGIN`] |
+//! | another `created` without that message, ends before our position, or another message there | history was rewritten: a new generation, read from our lowest timestamp less [`REWRITE_MARGIN`] |
 //!
 //! nats-server 2.14 stamps a stream anew when it was changed after a restart and the server restarts once more. A message of
 //! the same sequence, nanosecond and bytes at our highest position is proof enough that nothing was rewritten.
 //!
-//! An operator who has the input read again ([`rewind`]) begins a new generation, too: no position goes back.
+//! An operator who has the input read again ([`rewind`]) begins a new generation, too: no position goes back. A rewind to a
+//! sequence leaves a position that no message proves: where history was rewritten, or only stamped anew, it is read from the
+//! message that stands there now, and from the first one where none does.
 //!
 //! What is read twice is harmless: state is made of registers. What is skipped silently is lost.
 
@@ -52,11 +54,18 @@ pub struct Position {
     pub origin: Origin,
     /// The last message covered.
     pub cursor: Cursor,
-    /// The broker's timestamp of that message; where none was read yet, the instant at which reading begins,
-    /// never before the timestamp of a message that stands at the cursor.
+    /// The broker's timestamp of that message; where none was read yet, the instant at which reading begins, or at a
+    /// sequence one that is never before the timestamp of the message that stands there.
     pub timestamp: Timestamp,
     /// The placement hash of that message's payload; `None` where no message was read.
     pub fingerprint: Option<u64>,
+}
+
+impl Position {
+    /// Whether it names a sequence at which nothing was read: how old the message is that follows it, only the stream knows.
+    const fn is_unread(&self) -> bool {
+        self.cursor.sequence > 0 && self.fingerprint.is_none()
+    }
 }
 
 /// What a broker says of its stream.
@@ -147,7 +156,13 @@ pub fn resume(positions: &[Option<Position>], stream: &StreamView) -> Resume {
     let rewritten = |why| Resume::Rewritten {
         generation: highest.cursor.generation + 1,
         from: known()
-            .map(|position| position.timestamp)
+            .map(|position| match stream.at_position {
+                _ if !position.is_unread() => position.timestamp,
+                Some((found, _)) if position.cursor == highest.cursor => {
+                    found.min(position.timestamp)
+                }
+                Some(_) | None => Timestamp::EPOCH,
+            })
             .min()
             .unwrap_or_default()
             .minus(REWRITE_MARGIN),
@@ -273,10 +288,7 @@ pub fn rewind(positions: &[Option<Position>], to: RewindTo) -> Result<Position, 
             (to - 1, timestamps().max().unwrap_or_default())
         }
         RewindTo::Time(to) => {
-            let is_pending = |position: &Position| {
-                position.fingerprint.is_none() && position.cursor.sequence > 0
-            };
-            if known().any(is_pending) {
+            if known().any(Position::is_unread) {
                 return Err(RewindError::Pending);
             }
             let read_up_to = timestamps().min().unwrap_or_default();
@@ -524,6 +536,48 @@ mod tests {
         let further = rewind(&rewound, RewindTo::Sequence(31));
         assert!(matches!(further, Err(RewindError::SequenceAhead { .. })));
         assert!(rewind(&rewound, RewindTo::First).is_ok());
+        // One that begins at the first message has passed over none.
+        let base = rewind(&rewound, RewindTo::First).unwrap();
+        assert!(rewind(&[Some(base)], RewindTo::Time(base.timestamp)).is_ok());
+    }
+
+    #[test]
+    fn a_rewind_to_a_sequence_outlives_a_stream_that_is_stamped_anew() {
+        let begin =
+            |positions: &[Option<Position>], stream: &StreamView| match resume(positions, stream) {
+                Resume::Rewritten { from, .. } => Some(from),
+                Resume::Fresh | Resume::Continue { .. } => None,
+            };
+        let rewound = rewind(&[at(0, 5000), at(0, 4000)], RewindTo::Sequence(31)).ok();
+        let stamped = StreamView {
+            created: Timestamp::from_seconds(1),
+            ..stream(1, 5000, 30)
+        };
+        let from_there = Timestamp::from_seconds(5030).minus(REWRITE_MARGIN);
+        assert_eq!(begin(&[rewound, rewound], &stamped), Some(from_there));
+        // Another stream, by its message: everything since the last that was read.
+        let other = StreamView {
+            at_position: Some((Timestamp::from_seconds(99_000), 1)),
+            ..stamped
+        };
+        let from_last = Timestamp::from_seconds(10_000).minus(REWRITE_MARGIN);
+        assert_eq!(begin(&[rewound, rewound], &other), Some(from_last));
+        let purged = StreamView {
+            at_position: None,
+            ..stamped
+        };
+        assert_eq!(begin(&[rewound, rewound], &purged), Some(Timestamp::EPOCH));
+        // A crash left one partition there when the others had read on.
+        let read_on = at(1, 4500);
+        let rolled_back = stream(1, 4400, 4400);
+        assert_eq!(
+            begin(&[read_on, rewound], &rolled_back),
+            Some(Timestamp::EPOCH)
+        );
+        assert_eq!(
+            begin(&[read_on], &rolled_back),
+            Some(Timestamp::from_seconds(9500).minus(REWRITE_MARGIN))
+        );
     }
 
     #[test]

@@ -362,6 +362,30 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_appended_and_cleared() {
+        let (mut all, mut more) = (Rows::default(), Rows::default());
+        all.push(b"a", None);
+        more.push(b"b", None);
+        all.append(&more);
+        assert_eq!(all.iter().count(), 2);
+        all.clear();
+        assert_eq!(all.as_bytes(), b"");
+    }
+
+    #[test]
+    fn a_number_of_more_than_64_bits_is_refused() {
+        let with_last = |last: u8| [&[0xff; 9][..], &[last]].concat();
+        assert_eq!(Reader::new(&with_last(1)).varint(), Ok(u64::MAX));
+        for bytes in [with_last(2), with_last(0x40), vec![0x80; 11]] {
+            assert_eq!(
+                Reader::new(&bytes).varint(),
+                Err(CorruptRow("a number does not fit")),
+                "{bytes:x?}"
+            );
+        }
+    }
+
+    #[test]
     fn an_id_is_as_long_as_is_said() {
         let uuid = "0f8fad5b-d9cb-469f-a165-70867728950e".to_owned();
         for text in [

@@ -779,6 +779,8 @@ mod tests {
         assert_eq!(state.num_by_status(), recount);
         let users: BTreeSet<_> = rows.iter().map(|(user, _, _)| user).collect();
         assert_eq!(state.num_users(), users.len());
+        let is_due = |(_, _, row): &&(UserId, AlarmId, AlarmRow)| row.is_due();
+        assert_eq!(state.num_due(), state.rows().iter().filter(is_due).count());
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::bus::{Outbound, RawBatch, RawMessage};
 use crate::core::ids::PartitionId;
 use crate::core::outbox::{DeadLetter, OutboxKey, Owed};
 use crate::core::partition::{Delivery, Domain};
+use crate::core::parts::Stored;
 use crate::core::position::{Cursor, Origin, Position};
 
 use super::metrics::Observation;
@@ -28,8 +29,9 @@ pub struct Batch {
 
 /// Reads a message: its user's placement hash and what it says, or why it is refused.
 pub type Decode<D> = fn(&RawMessage, &Limits) -> Result<(u64, <D as Domain>::Command), DeadLetter>;
-/// Writes what is owed as messages, each no larger with its headers than so many bytes, in order.
-pub type Encode<D> = fn(&Owed<<D as Domain>::Outgoing>, usize) -> Result<Vec<Outbound>, String>;
+/// Writes what is owed and not stored as messages, each no larger with its headers than so many bytes, in order.
+pub type Encode<D> =
+    fn(&Owed<<D as Domain>::Outgoing>, &Stored, usize) -> Result<Vec<Outbound>, String>;
 
 /// How the domain's messages look outside: everything that the runtime needs to know of them.
 pub struct Codec<D: Domain> {

@@ -5,36 +5,45 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-/// What is owed to the broker by all workers: at its bound the input pauses.
-#[derive(Debug, Default)]
+/// What is owed to the broker by all workers: at its bound the input pauses. What a worker owed that died counts
+/// until the one that follows it has read it back.
+#[derive(Debug)]
 pub struct OwedGauge {
-    rows: AtomicUsize,
-    bytes: AtomicUsize,
+    workers: Vec<Owed>,
     changed: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Owed {
+    rows: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
 impl OwedGauge {
+    pub(super) fn new(num_workers: usize) -> Self {
+        Self {
+            workers: (0..num_workers).map(|_| Owed::default()).collect(),
+            changed: Notify::new(),
+        }
+    }
+
     /// Owed messages and their bytes.
     #[must_use]
     pub fn now(&self) -> (usize, usize) {
-        (
-            self.rows.load(Ordering::Relaxed),
-            self.bytes.load(Ordering::Relaxed),
-        )
+        let sum = |part: fn(&Owed) -> &AtomicUsize| {
+            let parts = self.workers.iter().map(part);
+            parts.map(|part| part.load(Ordering::Relaxed)).sum()
+        };
+        (sum(|it| &it.rows), sum(|it| &it.bytes))
     }
 
-    pub(super) fn replace(&self, before: (usize, usize), after: (usize, usize)) {
-        for (total, before, after) in [
-            (&self.rows, before.0, after.0),
-            (&self.bytes, before.1, after.1),
-        ] {
-            if after >= before {
-                total.fetch_add(after - before, Ordering::Relaxed);
-            } else {
-                total.fetch_sub(before - after, Ordering::Relaxed);
-            }
-        }
-        if after.0 < before.0 || after.1 < before.1 {
+    pub(super) fn set(&self, worker: usize, (rows, bytes): (usize, usize)) {
+        let Some(owed) = self.workers.get(worker) else {
+            return;
+        };
+        let rows_before = owed.rows.swap(rows, Ordering::Relaxed);
+        let bytes_before = owed.bytes.swap(bytes, Ordering::Relaxed);
+        if rows < rows_before || bytes < bytes_before {
             self.changed.notify_waiters();
         }
     }
@@ -142,28 +151,28 @@ mod tests {
 
     #[test]
     fn an_owed_gauge_adds_up_what_the_workers_tell() {
-        let gauge = OwedGauge::default();
-        gauge.replace((0, 0), (3, 300));
-        gauge.replace((0, 0), (1, 100));
+        let gauge = OwedGauge::new(2);
+        gauge.set(0, (3, 300));
+        gauge.set(1, (1, 100));
         assert_eq!(gauge.now(), (4, 400));
-        gauge.replace((3, 300), (2, 500));
+        gauge.set(0, (2, 500));
         assert_eq!(gauge.now(), (3, 600));
-        gauge.replace((2, 500), (0, 0));
-        gauge.replace((1, 100), (0, 0));
+        gauge.set(0, (0, 0));
+        gauge.set(1, (0, 0));
         assert_eq!(gauge.now(), (0, 0));
     }
 
     #[tokio::test]
     async fn who_waits_for_less_owed_is_woken_by_either_count() {
-        let gauge = Arc::new(OwedGauge::default());
-        gauge.replace((0, 0), (5, 500));
+        let gauge = Arc::new(OwedGauge::new(1));
+        gauge.set(0, (5, 500));
         let waiting = Arc::clone(&gauge);
         let woken = tokio::spawn(async move { waiting.at_most(5, 100).await });
         tokio::task::yield_now().await;
         // Fewer bytes in more rows.
-        gauge.replace((5, 500), (6, 100));
+        gauge.set(0, (6, 100));
         tokio::task::yield_now().await;
-        gauge.replace((6, 100), (5, 90));
+        gauge.set(0, (5, 90));
         tokio::time::timeout(Duration::from_secs(10), woken)
             .await
             .expect("it is woken")

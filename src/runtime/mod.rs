@@ -170,7 +170,7 @@ impl<D: Domain> Runtime<D> {
             settings,
             shards,
             faults: Faults(faults),
-            owed: OwedGauge::default(),
+            owed: OwedGauge::new(settings.num_workers),
             pulse: Arc::new(Pulse::new(settings.num_workers)),
             is_stopping: AtomicBool::new(false),
         });

@@ -27,6 +27,8 @@ use crate::core::attempts::Attempts;
 use crate::core::ids::PartitionId;
 use crate::core::outbox::{Body, OutboxKey, Owed};
 use crate::core::partition::Domain;
+use crate::core::parts::{Stored, read_id};
+use crate::core::time::Timestamp;
 
 use super::delivery::{Outcome, Publish, Settled};
 use super::metrics::{Aggregator, Metric, Observation, Observed, Source};
@@ -70,9 +72,11 @@ enum Tried {
 /// Asks whether messages are in the output stream already.
 struct Lookup {
     subject: &'static str,
-    ids: Vec<String>,
+    /// The message's id.
+    id: String,
     after: u64,
-    found: oneshot::Sender<HashMap<String, u64>>,
+    since: Timestamp,
+    found: oneshot::Sender<Vec<(String, u64)>>,
 }
 
 /// How the publishing of one message ended.
@@ -237,28 +241,33 @@ async fn deliver<D: Domain>(
         num_false_duplicates: 0,
         num_repeats: 0,
     };
-    let mut stored: HashMap<String, u64> = HashMap::new();
+    let id = owed.id.to_string();
+    let mut stored = Stored::default();
     let mut pause = FIRST_PAUSE;
     loop {
         shared.edges.claim.held().await;
         let max_payload = shared.edges.output.max_payload();
-        let parts = match (shared.codec.encode)(owed, max_payload) {
-            Ok(parts) => parts,
+        let missing = match (shared.codec.encode)(owed, &stored, max_payload) {
+            Ok(missing) => missing,
             Err(reason) => {
                 error!(id = %owed.id, reason, "message cannot be published, it stays owed");
                 break;
             }
         };
+        let Some(subject) = missing.first().map(|part| part.subject) else {
+            ended.outcome = Outcome::Published(stored.sequence);
+            break;
+        };
+        attempts.plan(missing.iter().map(|part| part.id.as_str()));
         let now = steady_clock();
-        if attempts.must_look(now, ids_of(&parts)) {
-            stored.extend(find(lookups, &parts, owed.search_from).await);
-            attempts.looked(now, steady_clock(), ids_of(&parts));
+        if attempts.must_look(now) {
+            let found = find(lookups, subject, &id, owed).await;
+            stored.add(found.iter().map(|(id, at)| (id.as_str(), Some(*at))));
+            attempts.looked(now, steady_clock());
+            continue;
         }
-        match publish_parts(shared, &parts, &mut stored, &mut attempts, &mut ended).await {
-            Ok(sequence) => {
-                ended.outcome = Outcome::Published(sequence);
-                break;
-            }
+        match publish(shared, missing, &mut stored, &mut attempts, &mut ended).await {
+            Ok(()) => {}
             Err(PublishError::Unconfirmed(reason)) => {
                 ended.num_repeats += 1;
                 if ended.num_repeats.is_power_of_two() {
@@ -277,74 +286,64 @@ async fn deliver<D: Domain>(
     ended
 }
 
-/// Publishes the parts that are not stored yet, one after the other; returns the last sequence.
-async fn publish_parts<D: Domain>(
+/// Publishes what is not stored yet, one part after the other.
+async fn publish<D: Domain>(
     shared: &Shared<D>,
-    parts: &[Outbound],
-    stored: &mut HashMap<String, u64>,
+    missing: Vec<Outbound>,
+    stored: &mut Stored,
     attempts: &mut Attempts,
     ended: &mut Ended,
-) -> Result<Option<u64>, PublishError> {
-    let mut last = None;
-    for part in parts {
-        if let Some(&sequence) = stored.get(&part.id) {
-            last = Some(sequence);
-            continue;
-        }
+) -> Result<(), PublishError> {
+    for part in missing {
         if !shared.edges.claim.is_held() {
             return Err(PublishError::Unconfirmed(
                 "the claim on the input was lost".to_owned(),
             ));
         }
         // A frozen process wakes here, too.
-        if attempts.must_look(steady_clock(), [part.id.as_str()]) {
+        if attempts.must_look(steady_clock()) {
             return Err(PublishError::Unconfirmed(
                 "the output stream was looked through too long ago".to_owned(),
             ));
         }
-        let is_first = attempts.begin(&part.id);
+        let id = part.id.clone();
+        let is_first = attempts.begin(&id);
         let Confirmation {
             sequence,
             is_duplicate,
-        } = shared.edges.output.publish(part.clone()).await?;
+        } = shared.edges.output.publish(part).await?;
         if is_duplicate && is_first {
             ended.num_false_duplicates += 1;
             error!(
-                id = part.id,
+                id,
                 "broker took a first attempt for a repeat: another store answers this input, or its id was used before"
             );
         }
-        if let Some(sequence) = sequence {
-            stored.insert(part.id.clone(), sequence);
-        }
-        last = sequence;
+        stored.add([(id.as_str(), sequence)]);
+        attempts.confirmed(&id);
     }
-    Ok(last)
+    Ok(())
 }
 
-fn ids_of(parts: &[Outbound]) -> impl Iterator<Item = &str> {
-    parts.iter().map(|part| part.id.as_str())
-}
-
-async fn find(
+/// The ids under which the output holds a message, whole or in parts, with their sequences.
+async fn find<M>(
     lookups: &mpsc::Sender<Lookup>,
-    parts: &[Outbound],
-    after: u64,
-) -> HashMap<String, u64> {
-    let Some(first) = parts.first() else {
-        return HashMap::new();
-    };
+    subject: &'static str,
+    id: &str,
+    owed: &Owed<M>,
+) -> Vec<(String, u64)> {
     let (sender, found) = oneshot::channel();
-    let ids = ids_of(parts).map(str::to_owned).collect();
     let lookup = Lookup {
-        subject: first.subject,
-        ids,
-        after,
+        subject,
+        id: id.to_owned(),
+        after: owed.search_from,
+        since: owed.since,
         found: sender,
     };
-    // The task that answers lives as long as the producer's thread.
     drop(lookups.send(lookup).await);
-    found.await.unwrap_or_default()
+    found
+        .await
+        .expect("the task that answers lives as long as the producer's thread")
 }
 
 /// Answers lookups, all that wait with one reading of the output stream.
@@ -358,10 +357,7 @@ async fn look_up<D: Domain>(shared: Arc<Shared<D>>, mut asked: mpsc::Receiver<Lo
         for (subject, lookups) in by_subject {
             let found = find_all(&shared, subject, &lookups).await;
             for lookup in lookups {
-                let of_lookup = lookup.ids.iter().filter_map(|id| found.get_key_value(id));
-                let of_lookup = of_lookup
-                    .map(|(id, &sequence)| (id.clone(), sequence))
-                    .collect();
+                let of_lookup = found.get(&lookup.id).cloned().unwrap_or_default();
                 // Who asked may have been stopped meanwhile.
                 drop(lookup.found.send(of_lookup));
             }
@@ -369,19 +365,26 @@ async fn look_up<D: Domain>(shared: Arc<Shared<D>>, mut asked: mpsc::Receiver<Lo
     }
 }
 
+/// What the output holds of each message that is asked for.
 async fn find_all<D: Domain>(
     shared: &Shared<D>,
     subject: &'static str,
     lookups: &[Lookup],
-) -> HashMap<String, u64> {
-    let ids: HashSet<String> = lookups
-        .iter()
-        .flat_map(|it| it.ids.iter().cloned())
-        .collect();
+) -> HashMap<String, Vec<(String, u64)>> {
+    let ids: HashSet<String> = lookups.iter().map(|it| it.id.clone()).collect();
     let after = lookups.iter().map(|it| it.after).min().unwrap_or_default();
+    let since = lookups.iter().map(|it| it.since).min().unwrap_or_default();
+    let output = &shared.edges.output;
+    let mut by_message: HashMap<String, Vec<_>> = HashMap::new();
     loop {
-        match shared.edges.output.find(subject, ids.clone(), after).await {
-            Ok(found) => return found.into_iter().collect(),
+        match output.find(subject, ids.clone(), after, since).await {
+            Ok(found) => {
+                for (id, sequence) in found {
+                    let whole = read_id(&id).0.to_owned();
+                    by_message.entry(whole).or_default().push((id, sequence));
+                }
+                return by_message;
+            }
             Err(error) => warn!(%error, "failed to look into the output stream, trying again"),
         }
         tokio::time::sleep(with_jitter(MAX_PAUSE)).await;

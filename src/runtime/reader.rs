@@ -12,7 +12,7 @@ use futures::FutureExt;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::bus::{Input, RawBatch};
+use crate::bus::{Input, RawBatch, RawMessage};
 use crate::core::partition::Domain;
 use crate::core::position::Origin;
 
@@ -115,7 +115,7 @@ impl<D: Domain> Reader<D> {
             .at_most(settings.owed_rows, settings.owed_bytes)
             .await;
         let Ok(permit) = Arc::clone(&self.permits)
-            .acquire_many_owned(num_permits(&raw, settings.in_flight))
+            .acquire_many_owned(num_permits(&raw.messages, settings.in_flight))
             .await
         else {
             return;
@@ -162,8 +162,8 @@ impl<D: Domain> Reader<D> {
 }
 
 /// What a batch weighs: a permit for each KiB that a message begins. One that weighs more than there is goes alone.
-fn num_permits(raw: &RawBatch, in_flight: usize) -> u32 {
-    let weights = raw.messages.iter().map(|message| {
+fn num_permits(messages: &[RawMessage], in_flight: usize) -> u32 {
+    let weights = messages.iter().map(|message| {
         let num_bytes = message.subject.len() + message.payload.len();
         num_bytes.div_ceil(BYTES_PER_PERMIT).max(1)
     });
@@ -175,4 +175,29 @@ fn num_permits(raw: &RawBatch, in_flight: usize) -> u32 {
 async fn told(stop: &mut watch::Receiver<bool>) {
     // The sender lives as long as the runtime; without it there is nobody left to read for.
     drop(stop.wait_for(|stop| *stop).await);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::time::Timestamp;
+
+    #[test]
+    fn a_batch_weighs_what_its_messages_take() {
+        let message = |num_bytes: usize| RawMessage {
+            sequence: 1,
+            timestamp: Timestamp::EPOCH,
+            subject: "1234".into(),
+            payload: vec![0; num_bytes].into(),
+            reply_to: None,
+        };
+        let weighs = |sizes: &[usize], in_flight| {
+            let messages: Vec<_> = sizes.iter().map(|&size| message(size)).collect();
+            num_permits(&messages, in_flight)
+        };
+        assert_eq!(weighs(&[], 100), 1);
+        assert_eq!(weighs(&[0, 100, 1020], 100), 3);
+        assert_eq!(weighs(&[1021, 100_000], 1000), 2 + 98);
+        assert_eq!(weighs(&[100_000], 10), 10, "it goes alone");
+    }
 }

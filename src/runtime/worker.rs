@@ -54,8 +54,6 @@ pub(super) struct Worker<D: Domain> {
     /// Messages that may be published, and that the producers had no room for.
     unsent: VecDeque<Publish<D::Outgoing>>,
     snapshots: Snapshots,
-    /// What is owed, as last told to the gauge.
-    owed: (usize, usize),
     num_ticks: u64,
     /// Messages refused since the last tick, by reason.
     refusals: HashMap<&'static str, u64>,
@@ -133,7 +131,6 @@ impl<D: Domain> Worker<D> {
             is_waiting_for_claim: false,
             unsent: VecDeque::new(),
             snapshots: Snapshots::default(),
-            owed: (0, 0),
             num_ticks: 0,
             refusals: HashMap::new(),
             flushing: Vec::new(),
@@ -225,8 +222,7 @@ impl<D: Domain> Worker<D> {
             .fold((0, 0), |sum, outbox| {
                 (sum.0 + outbox.num_rows(), sum.1 + outbox.num_bytes())
             });
-        self.shared.owed.replace(self.owed, owed);
-        self.owed = owed;
+        self.shared.owed.set(self.notice.worker, owed);
     }
 
     /// Commits what was delivered, if anything, and raises the quiet partitions with it.
@@ -448,6 +444,7 @@ impl<D: Domain> Actor for Worker<D> {
         if let Err(error) = self.recover() {
             return self.end(error, ctx);
         }
+        self.tell_owed();
         self.shared.pulse.beat(self.notice.worker);
         self.shared.pulse.set_recovered(self.notice.worker, true);
         ctx.run_interval(TICK, Self::tick);
@@ -458,7 +455,6 @@ impl<D: Domain> Actor for Worker<D> {
 impl<D: Domain> Drop for Worker<D> {
     fn drop(&mut self) {
         self.shared.pulse.set_recovered(self.notice.worker, false);
-        self.shared.owed.replace(self.owed, (0, 0));
     }
 }
 

@@ -9,7 +9,8 @@ use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::link::{Direction, Link};
 use crate::support::nats::{Nats, num_messages};
-use crate::support::traffic::{Load, Pace, Random, Traffic, change_and_request};
+use crate::support::random::Random;
+use crate::support::traffic::{Load, Pace, Traffic, change_and_request};
 use crate::support::{eventually, judge};
 
 /// How long a byte takes in each direction: a satellite's link.
@@ -126,7 +127,7 @@ async fn faults_of_the_link_lose_and_repeat_nothing() {
     let setup = Setup::with_url(link.url())
         .set("output.duplicate_window=1m")
         .set("log.filter=info,tocsin::bus::jetstream::reader=debug");
-    let _daemon = setup.start_ready();
+    let daemon = setup.start_ready();
     let mut random = Random(row.seed());
     let mut faults = Fault::ALL.to_vec();
     let traffic = start_traffic(&client, &mut random, Pace::Full).await;
@@ -153,14 +154,12 @@ async fn faults_of_the_link_lose_and_repeat_nothing() {
         let num_digests = num_messages(&client, "TOCSIN_OUT").await;
         traffic.after(200).await;
         digests_go_on(&client, num_digests).await;
+        row.count("links faulty", 1);
         row.count(fault.name(), 1);
     }
-    let confirmed = traffic.stop().await;
-    let judged = judge::judge_confirmed(&client, &confirmed).await;
-    judged.count_in(&mut row);
     let connected_again = setup.num_logged(CONNECTED_AGAIN);
     row.count("connections made anew by the daemon", connected_again);
-    row.close();
+    judge::conclude(row, &client, traffic, daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -191,9 +190,9 @@ async fn a_link_silent_for_longer_than_the_ping_is_found_dead_and_loses_and_repe
             link.silence(*direction);
         }
         daemon.told_until("STATUS=claim on the input lost");
-        // Of its three connections, each finds it by its own ping.
+        // Of its four connections, each finds it by its own ping.
         eventually("dead connections found", async || {
-            setup.log().matches(NO_CONNECTION).count() >= num_found + 3
+            setup.log().matches(NO_CONNECTION).count() >= num_found + 4
         })
         .await;
         // What was sent over the dead connections arrives now, late, but not later than half the duplicate window.
@@ -207,8 +206,5 @@ async fn a_link_silent_for_longer_than_the_ping_is_found_dead_and_loses_and_repe
         digests_go_on(&client, num_digests).await;
         row.count("links silent until the daemon found them dead", 1);
     }
-    let confirmed = traffic.stop().await;
-    let judged = judge::judge_confirmed(&client, &confirmed).await;
-    judged.count_in(&mut row);
-    row.close();
+    judge::conclude(row, &client, traffic, daemon).await;
 }

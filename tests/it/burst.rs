@@ -12,9 +12,9 @@ use crate::bus_contract::echo;
 use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
-use crate::support::pressure::{Caller, Publishers, median};
+use crate::support::pressure::{Caller, Overload, Publishers, median};
 use crate::support::traffic::{change, publish_taken, request};
-use crate::support::usage::{MIB, mib};
+use crate::support::usage::MIB;
 
 /// Users of an overload, and how many messages it has: more than the queue holds.
 const USERS: u64 = 1000;
@@ -195,30 +195,22 @@ async fn overload(row: &mut Row, in_flight: u64) {
     let is_over = answers.next().now_or_never().is_none();
     assert!(is_over, "an answer to what was not applied");
     let bound = MAX_WAITING * BYTES_WAITING + NUM * BYTES_ON_RECORD + BYTES_BESIDES;
-    assert!(peak < bound, "{} of {}", mib(peak), mib(bound));
+    let overload = Overload {
+        rate,
+        peak,
+        bound,
+        drained,
+        usual,
+        recovered,
+        again,
+    };
+    overload.judge(row);
     row.count("messages published", NUM);
     row.count("messages applied", num_applied);
     row.count("messages lost, and said to be lost", num_lost);
     row.count("requests for an answer", NUM / ASKING_EVERY);
     row.count("answers", num_applied_asking as u64);
-    row.fact("rate of the daemon", format!("{rate:.0} messages a second"));
     row.fact("rate of the overload", format!("{times:.1} times that"));
-    row.fact(
-        "largest memory, and its bound",
-        format!("{} of {}", mib(peak), mib(bound)),
-    );
-    row.fact(
-        "backlog worked off within",
-        format!("{:.1} s", drained.as_secs_f64()),
-    );
-    row.fact(
-        "usual latency again within",
-        format!("{:.1} s more", recovered.as_secs_f64()),
-    );
-    row.fact(
-        "request to digest before, and then",
-        format!("{usual:.1?}, {again:.1?} (median)"),
-    );
     assert!(daemon.stop().success());
 }
 

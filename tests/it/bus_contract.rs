@@ -12,6 +12,7 @@ use tocsin::bus::memory::MemoryBus;
 use tocsin::bus::{Bus, Input, Mode, Outbound, PublishError, RawMessage, Start, wire};
 use tocsin::core::ids::StoreId;
 use tocsin::core::position::Position;
+use tocsin::core::time::Timestamp;
 
 use crate::support::eventually;
 use crate::support::nats::Nats;
@@ -274,9 +275,19 @@ async fn a_publish_is_confirmed_and_a_repeat_is_known_where_there_is_a_window() 
         assert_eq!(again.is_duplicate, has_window);
         assert_eq!(first.sequence.is_some(), has_window);
         let ids = ["id-1", "id-2"].map(str::to_owned).into();
-        let found = output.find(wire::DIGEST, ids, 0).await.expect("read");
+        let found = output
+            .find(wire::DIGEST, ids, 0, Timestamp::EPOCH)
+            .await
+            .expect("read");
         let expected = first.sequence.map(|sequence| ("id-1".to_owned(), sequence));
         assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
+        let part = output.publish(message("id-2.0-3", "a part")).await;
+        let part = part.expect("confirmed").sequence;
+        let found = output
+            .find(wire::DIGEST, ["id-2".to_owned()].into(), 0, Timestamp::MAX)
+            .await;
+        let expected = part.map(|sequence| ("id-2.0-3".to_owned(), sequence));
+        assert_eq!(found.expect("read"), Vec::from_iter(expected));
     }
 }
 

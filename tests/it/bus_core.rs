@@ -14,6 +14,7 @@ use tocsin::core::time::Timestamp;
 
 use crate::bus_contract::echo;
 use crate::support::eventually;
+use crate::support::link::Link;
 use crate::support::nats::Nats;
 
 fn settings() -> Settings {
@@ -281,6 +282,57 @@ async fn a_killed_server_costs_time_and_is_said() {
         restarts += input.take_stats().restarts;
         tokio::task::yield_now().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_up_is_not_delivered_once_there_is_a_connection_again() {
+    let mut nats = Nats::start_with(false, "").await;
+    let link = Link::to(&nats.url()).await;
+    let login = tocsin::bus::connection::Settings {
+        urls: vec![link.url()],
+        ..nats.login()
+    };
+    let runtime = tokio::runtime::Handle::current();
+    let connector = tocsin::bus::connection::Connector::new(login, runtime);
+    let bounds = Settings {
+        confirm_within: Duration::from_secs(1),
+        ..settings()
+    };
+    let connected = CoreNats::connect(connector, bounds).await;
+    let bus = connected.unwrap_or_else(|error| panic!("{error}"));
+    let output = bus.output();
+    assert!(output.publish(digest("before")).await.is_ok());
+    nats.pause();
+    // More than every buffer on the way takes.
+    let large = |i: u32| Outbound {
+        payload: vec![b' '; 900_000].into(),
+        ..digest(&i.to_string())
+    };
+    let attempts = (0..40).map(|i| output.publish(large(i)));
+    for answer in futures::future::join_all(attempts).await {
+        assert!(
+            matches!(answer, Err(PublishError::Unconfirmed(_))),
+            "{answer:?}"
+        );
+    }
+    link.refuse();
+    nats.kill().await;
+    nats.restart()
+        .await
+        .unwrap_or_else(|error| panic!("{error}"));
+    let connection = nats.connect().await;
+    let subscribed = connection.client().subscribe(wire::DIGEST).await;
+    let mut digests = subscribed.expect("the client lives");
+    echo(&connection).await;
+    link.heal();
+    eventually("confirmed again", async || {
+        output.publish(digest("after")).await.is_ok()
+    })
+    .await;
+    let first = digests.next().await.expect("a digest");
+    let headers = first.headers.expect("headers");
+    let id = headers.get(wire::MESSAGE_ID_HEADER).expect("an id");
+    assert_eq!(id.as_str(), "after");
 }
 
 #[tokio::test(flavor = "multi_thread")]

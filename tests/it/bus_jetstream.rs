@@ -3,15 +3,20 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_nats::jetstream;
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use futures::future::{BoxFuture, join_all};
+use tocsin::bus::connection::{Connector, Settings};
 use tocsin::bus::jetstream::{
-    ClaimStream, InputStream, JetStream, OutputStream, Streams, has_streams,
+    ClaimStream, FollowFrom, Followed, Follower, InputStream, JetStream, OutputStream, Streams,
+    has_streams,
 };
 use tocsin::bus::{
-    Bus, BusError, Claim, Confirmation, Input, Mode, Outbound, PublishError, RawBatch, Start,
+    Bus, BusError, Claim, Confirmation, Input, Mode, Outbound, Output, PublishError, RawBatch,
+    Start,
 };
 use tocsin::core::ids::{StoreId, placement_hash};
 use tocsin::core::position::{Origin, Position, REWRITE_MARGIN};
@@ -19,6 +24,7 @@ use tocsin::core::time::Timestamp;
 
 use crate::support::eventually;
 use crate::support::judge::read_stream;
+use crate::support::link::Link;
 use crate::support::nats::Nats;
 use crate::support::traffic::publish_taken;
 
@@ -56,12 +62,16 @@ fn output(name: &str, subject: &str) -> OutputStream {
     }
 }
 
-async fn open(nats: &Nats) -> JetStream {
+pub(crate) async fn open(nats: &Nats) -> JetStream {
     let opened = JetStream::open(&nats.connector(), streams()).await;
     opened.unwrap_or_else(|error| panic!("{error}"))
 }
 
-async fn input(bus: &JetStream, positions: &[Option<Position>], start: Start) -> Box<dyn Input> {
+pub(crate) async fn input(
+    bus: &JetStream,
+    positions: &[Option<Position>],
+    start: Start,
+) -> Box<dyn Input> {
     let opened = bus.open_input(positions.to_vec(), start).await;
     opened.unwrap_or_else(|error| panic!("{error}"))
 }
@@ -100,7 +110,7 @@ impl Publisher {
 }
 
 async fn confirm<F: Future<Output = Result<T, E>>, T, E: std::fmt::Debug>(acks: &mut Vec<F>) {
-    for ack in futures::future::join_all(acks.drain(..)).await {
+    for ack in join_all(acks.drain(..)).await {
         ack.expect("a confirmation");
     }
 }
@@ -281,21 +291,7 @@ async fn a_stream_that_was_changed_between_two_restarts_is_read_on() {
     publisher.publish(0..100).await;
     let mut first = input(&bus, &[None], Start::First).await;
     let (_, read_up_to) = read(&mut *first, 100).await;
-    nats.restart().await.expect("a start");
-    let mut config = publisher
-        .stream("TOCSIN_IN")
-        .await
-        .cached_info()
-        .config
-        .clone();
-    config.max_messages = 1_000_000;
-    publisher
-        .context
-        .update_stream(config)
-        .await
-        .expect("updated");
-    // From here on nats-server 2.14 calls the stream created at its last start but one.
-    nats.restart().await.expect("a start");
+    stamp_anew(&mut nats, "TOCSIN_IN").await;
     publisher.publish(100..200).await;
     assert_eq!(read(&mut *first, 100).await.0, range(100..200));
     assert_eq!(first.take_stats().rewrites, 0);
@@ -522,7 +518,7 @@ async fn what_waits_is_measured() {
     .await;
 }
 
-fn message(subject: &'static str, id: &str) -> Outbound {
+pub(crate) fn message(subject: &'static str, id: &str) -> Outbound {
     Outbound {
         subject,
         id: id.to_owned(),
@@ -559,34 +555,97 @@ async fn a_message_is_stored_once_under_its_id_and_found_by_it() {
     assert_eq!(letter.sequence, None);
     let ids = |ids: &[&str]| ids.iter().map(|&id| id.to_owned()).collect::<HashSet<_>>();
     let wanted = ids(&["a", "c", "x"]);
-    let found = output
-        .find("digest", wanted.clone(), 0)
-        .await
-        .expect("found");
-    assert_eq!(found, [("a".to_owned(), 1), ("c".to_owned(), 3)]);
-    let found = output
-        .find("digest", wanted.clone(), 1)
-        .await
-        .expect("found");
-    assert_eq!(found, [("c".to_owned(), 3)]);
-    assert_eq!(
-        output
-            .find("digest", wanted.clone(), 4)
-            .await
-            .expect("found"),
-        []
-    );
-    // The stream ends before: it is not the one that gave that sequence.
-    assert_eq!(
-        output
-            .find("digest", wanted.clone(), 99)
-            .await
-            .expect("found")
-            .len(),
-        2
-    );
-    let found = output.find("dead", wanted, 99).await.expect("found");
-    assert_eq!(found, [("a".to_owned(), 1)]);
+    let find = async |subject, after, since| {
+        let found = output.find(subject, wanted.clone(), after, since).await;
+        found.expect("found")
+    };
+    let now = tocsin::check::messages::Instant::now().0;
+    let now = Timestamp::from_nanos(now);
+    let later = now.plus(HOUR);
+    let both = [("a".to_owned(), 1), ("c".to_owned(), 3)];
+    assert_eq!(find("digest", 0, later).await, both);
+    assert_eq!(find("digest", 1, later).await, both[1..]);
+    assert_eq!(find("digest", 4, later).await, []);
+    // A stream that was made anew, or rolled back, gives sequences out again.
+    assert_eq!(find("digest", 4, now).await, both);
+    assert_eq!(find("digest", 99, now).await, both);
+    assert_eq!(find("dead", 99, later).await, both[..1]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stream_made_anew_holds_is_found_though_it_has_outgrown_the_old_sequence() {
+    let nats = Nats::start().await;
+    let bus = open(&nats).await;
+    let output = bus.output();
+    let publish = async |id: &str| {
+        let answer = output.publish(message("digest", id)).await;
+        answer.is_ok()
+    };
+    for i in 0..5 {
+        assert!(publish(&format!("old {i}")).await);
+    }
+    // Decided now, a message is looked for behind sequence 5.
+    let publisher = Publisher::new(&nats).await;
+    let decided = publisher.stream("TOCSIN_OUT").await;
+    let decided = decided.cached_info().state.last_timestamp;
+    let decided = u64::try_from(decided.unix_timestamp_nanos()).expect("after 1970");
+    let deleted = publisher.context.delete_stream("TOCSIN_OUT").await;
+    deleted.expect("deleted");
+    eventually("the stream made anew", async || publish("owed").await).await;
+    for i in 0..9 {
+        assert!(publish(&format!("new {i}")).await);
+    }
+    let ids = HashSet::from(["owed".to_owned()]);
+    let since = Timestamp::from_nanos(decided);
+    let found = output.find("digest", ids, 5, since).await;
+    assert_eq!(found.expect("found"), [("owed".to_owned(), 1)]);
+}
+
+/// Has the server call a stream created at another time than before.
+async fn stamp_anew(nats: &mut Nats, stream: &str) {
+    let publisher = Publisher::new(nats).await;
+    nats.restart().await.expect("a start");
+    let stream = publisher.stream(stream).await;
+    let mut config = stream.cached_info().config.clone();
+    config.max_messages = 1_000_000;
+    let updated = publisher.context.update_stream(config).await;
+    updated.expect("updated");
+    // From here on nats-server 2.14 calls the stream created at its last start but one.
+    nats.restart().await.expect("a start");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_follows_a_stream_that_was_stamped_anew_sees_nothing_twice() {
+    let mut nats = Nats::start().await;
+    let bus = open(&nats).await;
+    let output = bus.output();
+    let publish = async |id: &str| {
+        let answer = output.publish(message("digest", id)).await;
+        answer.is_ok()
+    };
+    for id in ["0", "1", "2"] {
+        assert!(publish(id).await);
+    }
+    let connection = nats.connect().await;
+    let follow = async |from| {
+        let opened = Follower::open(&connection, "TOCSIN_OUT", from).await;
+        opened.expect("an answer").expect("a stream")
+    };
+    let mut all = follow(FollowFrom::Since(Timestamp::EPOCH)).await;
+    let mut new = follow(FollowFrom::Now).await;
+    let id = |it: Followed| {
+        let headers = it.headers.expect("headers");
+        headers.get("Nats-Msg-Id").expect("an id").to_string()
+    };
+    for expected in ["0", "1", "2"] {
+        assert_eq!(id(all.next().await), expected);
+    }
+    stamp_anew(&mut nats, "TOCSIN_OUT").await;
+    eventually("published", async || publish("3").await).await;
+    for follower in [&mut all, &mut new] {
+        let next = tokio::time::timeout(Duration::from_mins(1), follower.next()).await;
+        assert_eq!(id(next.expect("in time")), "3");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -595,14 +654,21 @@ async fn many_messages_are_confirmed_at_once() {
     let bus = open(&nats).await;
     let output = bus.output();
     let publishing = (0..5000).map(|i| output.publish(message("digest", &i.to_string())));
-    let answers = futures::future::join_all(publishing).await;
+    let answers = join_all(publishing).await;
     let sequences: HashSet<_> = answers
         .into_iter()
         .map(|answer| answer.expect("confirmed").sequence)
         .collect();
     assert_eq!(sequences.len(), 5000);
     let ids = ["17", "4999"].map(str::to_owned).into();
-    assert_eq!(output.find("digest", ids, 0).await.expect("found").len(), 2);
+    assert_eq!(
+        output
+            .find("digest", ids, 0, Timestamp::EPOCH)
+            .await
+            .expect("found")
+            .len(),
+        2
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -683,6 +749,9 @@ async fn what_the_broker_would_never_take_is_refused_and_blocks_nothing() {
         .await
         .expect("updated");
     large.id = "larger".to_owned();
+    assert!(is_unconfirmed(&output.publish(large.clone()).await));
+    // In parts it is taken.
+    assert_eq!(output.max_payload(), 500);
     assert!(is_refused(&output.publish(large).await));
 }
 
@@ -698,8 +767,7 @@ async fn a_subject_that_we_may_not_use_is_refused_at_once() {
     let mut login = nats.login();
     login.user = Some("tocsin".to_owned());
     login.password = Some("x".to_owned());
-    let connector =
-        tocsin::bus::connection::Connector::new(login, tokio::runtime::Handle::current());
+    let connector = Connector::new(login, tokio::runtime::Handle::current());
     let bus = JetStream::open(&connector, streams())
         .await
         .expect("opened");
@@ -887,6 +955,26 @@ async fn a_store_that_is_gone_without_a_word_is_followed_after_its_time() {
     assert!(before.elapsed() >= CLAIM_TTL);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_own_claim_in_a_stream_that_was_rolled_back_is_not_taken_before_the_others_time() {
+    let mut nats = Nats::start().await;
+    let bus = open(&nats).await;
+    let ours = claim(&bus, 1).await;
+    let kept = tempfile::tempdir().expect("a folder");
+    while_stopped(&mut nats, |store| copy(store, kept.path())).await;
+    eventually("held on", async || ours.is_held()).await;
+    let client = nats.connect().await.client().clone();
+    let other = r#"{"store":"ff","instance":"1","host":"elsewhere","pid":7}"#;
+    publish_taken(&client, "claim", other).await;
+    eventually("it is lost to another", async || !ours.is_held()).await;
+    nats.stop(Duration::from_secs(20)).await;
+    put_back(kept.path())(&nats.folder().join("jetstream"));
+    let before = tokio::time::Instant::now();
+    nats.restart().await.expect("a start");
+    eventually("held again", async || ours.is_held()).await;
+    assert!(before.elapsed() >= CLAIM_TTL);
+}
+
 async fn refused(nats: &Nats) -> String {
     match JetStream::open(&nats.connector(), streams()).await {
         Err(BusError::Configuration(why)) => why,
@@ -986,4 +1074,68 @@ async fn only_a_server_or_an_account_without_streams_has_none() {
     let connection = forbidden.connect().await;
     let asked = tokio::time::timeout(Duration::from_secs(7), has_streams(&connection));
     assert!(asked.await.is_err());
+}
+
+/// More than every buffer on the way takes, each a large message.
+fn too_many(output: &dyn Output) -> Vec<BoxFuture<'static, Result<Confirmation, PublishError>>> {
+    let publish = |i: u32| output.publish(large(&i.to_string()));
+    (0..40).map(publish).collect()
+}
+
+fn large(id: &str) -> Outbound {
+    Outbound {
+        payload: vec![b' '; 900_000].into(),
+        ..message("digest", id)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_up_is_not_stored_once_there_is_a_connection_again() {
+    let mut nats = Nats::start().await;
+    let mut streams = streams();
+    for output in &mut streams.outputs {
+        output.duplicate_window = Duration::from_secs(1);
+    }
+    let opened = JetStream::open(&nats.connector(), streams).await;
+    let bus = opened.unwrap_or_else(|error| panic!("{error}"));
+    let output = bus.output();
+    assert!(output.publish(large("39")).await.is_ok());
+    nats.pause();
+    let answers = join_all(too_many(output.as_ref())).await;
+    assert!(answers.iter().all(is_unconfirmed));
+    nats.kill().await;
+    nats.restart().await.expect("a start");
+    assert!(output.publish(message("digest", "last")).await.is_ok());
+    // Here the claim may be another store's, and the broker has forgotten what it stored.
+    let client = nats.connect().await.client().clone();
+    let stored = read_stream(&client, "TOCSIN_OUT").await;
+    let ids: Vec<_> = stored.iter().map(|it| it.id.as_str()).collect();
+    assert_eq!(ids, ["39", "last"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_given_up_ends_with_its_connection_when_the_broker_takes_hardly_anything() {
+    // Its signs of life come, so that the client never asks for one.
+    let nats = Nats::start_with(true, "ping_interval: 1s\nping_max: 100").await;
+    let link = Link::to(&nats.url()).await;
+    let login = Settings {
+        urls: vec![link.url()],
+        ..nats.login()
+    };
+    let connector = Connector::new(login, tokio::runtime::Handle::current());
+    let opened = JetStream::open(&connector, streams()).await;
+    let bus = opened.unwrap_or_else(|error| panic!("{error}"));
+    let output = bus.output();
+    assert!(output.publish(message("digest", "first")).await.is_ok());
+    let num_accepted = || link.counts().accepted.load(Ordering::Relaxed);
+    let num_before = num_accepted();
+    link.throttle(20_000);
+    let answers = join_all(too_many(output.as_ref())).await;
+    assert!(answers.iter().all(is_unconfirmed));
+    eventually("another connection", async || num_accepted() > num_before).await;
+    link.heal();
+    assert!(output.publish(message("digest", "last")).await.is_ok());
+    let client = nats.connect().await.client().clone();
+    let stored = read_stream(&client, "TOCSIN_OUT").await;
+    assert!(stored.iter().all(|it| it.id != "39"));
 }

@@ -18,9 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
-use crate::support::traffic::{
-    Load, Pace, Random, Traffic, change_and_request, publish_taken, request,
-};
+use crate::support::random::Random;
+use crate::support::traffic::{Load, Pace, Traffic, change_and_request, publish_taken, request};
 use crate::support::{eventually, judge};
 
 /// What the daemon logs of a wrong clock, and when it is right again.
@@ -168,13 +167,9 @@ async fn a_clock_that_jumps_under_the_daemon_loses_and_repeats_nothing_and_is_sa
         windows_go_on(&num_windows, 2).await;
         row.count("jumps of the wall clock under the daemon", 1);
     }
-    let confirmed = traffic.stop().await;
-    let judged = judge::judge_confirmed(&client, &confirmed).await;
-    judged.count_in(&mut row);
+    judge::conclude(row, &client, traffic, daemon).await;
     // Once: a claim that was lost is owned again, and said again.
-    assert_eq!(setup.log().matches("this store owns the input").count(), 1);
-    assert!(daemon.stop().success());
-    row.close();
+    assert_eq!(setup.num_logged("this store owns the input"), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -210,11 +205,8 @@ async fn starts_under_wrong_clocks_lose_and_repeat_nothing() {
         daemon.kill();
     }
     clock.set("+0");
-    let _daemon = setup.start_ready();
-    let confirmed = traffic.stop().await;
-    let judged = judge::judge_confirmed(&client, &confirmed).await;
-    judged.count_in(&mut row);
-    row.close();
+    let daemon = setup.start_ready();
+    judge::conclude(row, &client, traffic, daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

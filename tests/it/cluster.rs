@@ -4,7 +4,8 @@ use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::judge;
 use crate::support::nats::Cluster;
-use crate::support::traffic::{Load, Pace, Random, Traffic};
+use crate::support::random::Random;
+use crate::support::traffic::{Load, Pace, Traffic};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_that_loses_its_leaders_loses_and_repeats_nothing() {

@@ -9,13 +9,13 @@ use tempfile::TempDir;
 use tocsin::store::StoreError;
 use tocsin::store::format::FRAME_BYTES;
 
-use crate::disk::{judge_and_count, load};
+use crate::disk::load;
 use crate::power_loss::{build, map_after, state};
-use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
+use crate::support::random::Random;
 use crate::support::replay::{Files, read_files, write_files};
-use crate::support::traffic::{Random, Traffic};
+use crate::support::rig::Rig;
 
 /// In memory where that is possible: thousands of stores are opened.
 fn folder() -> TempDir {
@@ -122,6 +122,7 @@ fn a_damaged_store_is_refused_or_as_it_was() {
         if files == whole {
             continue;
         }
+        row.count("damaged stores", 1);
         row.count(what, 1);
         let has_its_end = files.get(&last).is_some_and(|bytes| {
             let (end, known_end) = (bytes.len(), whole[&last].len());
@@ -264,29 +265,22 @@ fn make_long(path: &PathBuf, num_bytes: u64) {
 /// What a cut of the journal has lost, the stream still has: the daemon reads it again and repeats nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_journal_cut_short_at_rest_loses_no_alarm_of_a_stream() {
-    let mut row = Row::new(Rounds::in_test(3));
-    let nats = Nats::start().await;
-    let client = nats.connect().await.client().clone();
-    let setup = Setup::new(&nats);
-    let traffic = Traffic::start(&client, row.seed(), load()).await;
-    let mut random = Random(row.seed());
-    let segment = setup.store().join("journal-0000000000000001");
-    while row.goes_on() {
-        let daemon = setup.start_ready();
-        traffic.after(50 + random.below(100)).await;
-        assert!(daemon.stop().success(), "{}", setup.log());
+    let mut rig = Rig::new(Rounds::in_test(3), Nats::start().await, &[], load()).await;
+    let segment = rig.setup.store().join("journal-0000000000000001");
+    while rig.row.goes_on() {
+        let daemon = rig.setup.start_ready();
+        rig.traffic.after(50 + rig.random.below(100)).await;
+        assert!(daemon.stop().success(), "{}", rig.setup.log());
         let len = fs::metadata(&segment).expect("a segment").len();
         // Its head is whole: without it the store is refused.
-        let cut = len - random.below(len - 4096).min(20_000);
+        let cut = len - rig.random.below(len - 4096).min(20_000);
         let file = fs::File::options().write(true).open(&segment);
         file.expect("a segment")
             .set_len(cut)
             .expect("a shorter file");
-        row.count("journals cut short at rest", 1);
-        row.count("bytes that they lost", len - cut);
+        rig.row.count("journals cut short at rest", 1);
+        rig.row.count("bytes that they lost", len - cut);
     }
-    let daemon = setup.start_ready();
-    judge_and_count(&client, traffic, &mut row).await;
-    drop(daemon);
-    row.close();
+    let daemon = rig.setup.start_ready();
+    rig.conclude(daemon).await;
 }

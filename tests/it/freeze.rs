@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use crate::support::daemon::{Daemon, Setup};
-use crate::support::evidence::{Rounds, Row};
+use crate::support::daemon::Daemon;
+use crate::support::eventually;
+use crate::support::evidence::Rounds;
 use crate::support::nats::Nats;
-use crate::support::traffic::{Load, Pace, Random, Traffic};
-use crate::support::{eventually, judge};
+use crate::support::rig::Rig;
+use crate::support::traffic::{Load, Pace};
 
 /// Beyond the claim, within it, and beyond everything.
 const FREEZES: [Duration; 3] = [
@@ -50,23 +51,19 @@ enum Frozen {
 
 /// Freezes one of the two again and again under traffic, and judges.
 async fn freeze(whom: Frozen) {
-    let mut row = Row::new(ROUNDS);
-    let nats = Nats::start().await;
     // Shorter than every freeze: the broker has forgotten what was sent before.
-    let setup = Setup::new(&nats).set("output.duplicate_window=2s");
-    let client = nats.connect().await.client().clone();
-    let daemon = setup.start_ready();
+    let sets = &["output.duplicate_window=2s"];
     let load = Load::at(Pace::Full).in_bursts_of(3000);
-    let traffic = Traffic::start(&client, row.seed(), load).await;
+    let (mut rig, daemon) = Rig::ready(ROUNDS, Nats::start().await, sets, load).await;
     let (mut round, mut num_owned) = (0, 1);
-    while row.goes_on() {
+    while rig.row.goes_on() {
         let (time, pace) = freeze_of(round);
         round += 1;
-        traffic.set_pace(pace);
-        traffic.after(500).await;
+        rig.traffic.set_pace(pace);
+        rig.traffic.after(500).await;
         match whom {
             Frozen::Daemon => daemon.freeze(),
-            Frozen::Broker => nats.pause(),
+            Frozen::Broker => rig.nats.pause(),
         }
         // The freeze itself.
         sleep(time).await;
@@ -76,19 +73,20 @@ async fn freeze(whom: Frozen) {
                 "the daemon"
             }
             Frozen::Broker => {
-                nats.resume();
+                rig.nats.resume();
                 "nats-server"
             }
         };
-        row.count(&format!("SIGSTOP of {name} for {} s", time.as_secs()), 1);
+        rig.row
+            .count(&format!("SIGSTOP of {name} for {} s", time.as_secs()), 1);
         num_owned += u64::from(time > CLAIM_LASTS);
-        traffic.after(500).await;
+        rig.traffic.after(500).await;
         eventually("the input owned again", async || {
-            setup.num_logged(IS_OWNED) >= num_owned
+            rig.setup.num_logged(IS_OWNED) >= num_owned
         })
         .await;
     }
-    judge::conclude(row, &client, traffic, daemon).await;
+    rig.conclude(daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -112,34 +110,31 @@ fn owes(daemon: &mut Daemon) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn freezes_between_a_publish_and_its_confirmation_repeat_nothing() {
-    let mut row = Row::new(Rounds {
+    let rounds = Rounds {
         test: 2,
         hour: 10,
         full: 100,
-    });
-    let nats = Nats::start().await;
-    let setup = Setup::new(&nats).set("output.duplicate_window=1s");
-    let client = nats.connect().await.client().clone();
-    let mut daemon = setup.start_ready();
+    };
+    let sets = &["output.duplicate_window=1s"];
     let load = Load::at(Pace::Full).in_bursts_of(3000);
-    let traffic = Traffic::start(&client, row.seed(), load).await;
-    let mut random = Random(row.seed());
-    while row.goes_on() {
+    let (mut rig, mut daemon) = Rig::ready(rounds, Nats::start().await, sets, load).await;
+    while rig.row.goes_on() {
         loop {
-            traffic.after(200 + random.below(500)).await;
-            nats.pause();
+            rig.traffic.after(200 + rig.random.below(500)).await;
+            rig.nats.pause();
             if owes(&mut daemon) {
                 break;
             }
-            nats.resume();
+            rig.nats.resume();
         }
         // What is owed lies in the broker's socket: it is stored and confirmed while the daemon stands still.
         daemon.freeze();
-        nats.resume();
+        rig.nats.resume();
         // The freeze itself: longer than an attempt waits, and than the broker remembers.
         sleep(Duration::from_secs(7)).await;
         daemon.thaw();
-        row.count("SIGSTOP between a publish and its confirmation", 1);
+        rig.row
+            .count("SIGSTOP between a publish and its confirmation", 1);
     }
-    judge::conclude(row, &client, traffic, daemon).await;
+    rig.conclude(daemon).await;
 }

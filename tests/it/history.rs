@@ -9,13 +9,14 @@ use async_nats::jetstream;
 use futures::StreamExt;
 use tokio::sync::mpsc;
 
-use crate::support::daemon::Setup;
+use crate::support::daemon::{Daemon, Setup};
 use crate::support::eventually;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::heard::Heard;
 use crate::support::judge::{self, Stored};
 use crate::support::nats::{Nats, num_messages};
-use crate::support::traffic::{Load, Pace, Random, Traffic, change, publish_taken, request};
+use crate::support::random::Random;
+use crate::support::traffic::{Load, Pace, Traffic, change, publish_taken, request};
 
 /// Every digest from now on.
 async fn digests(client: &Client) -> mpsc::Receiver<String> {
@@ -235,6 +236,21 @@ impl Told {
         self.answered(client).await;
     }
 
+    /// Ends the daemon, and demands what was published up to then.
+    async fn conclude(self, mut row: Row, client: &Client, daemon: Daemon) {
+        assert!(daemon.stop().success(), "the daemon does not end well");
+        self.heard
+            .hear(&judge::read_stream(client, "TOCSIN_OUT").await);
+        let demand = judge::demand(&self.input, |_| false);
+        let num_repeats = self.heard.demand(&demand);
+        row.count("digests checked", demand.digests.len() as u64);
+        row.fact(
+            "digests heard again under their id",
+            num_repeats.to_string(),
+        );
+        row.close();
+    }
+
     async fn answered(&self, client: &Client) {
         let demand = judge::demand(&self.input, |_| false);
         eventually("everything answered", async || {
@@ -360,24 +376,20 @@ async fn rewritten_histories_lose_and_repeat_nothing_and_are_said() {
                 copy(&nats.folder().join("jetstream"), kept.path());
                 restart(&mut nats).await;
                 told.phase(&client, &mut row, &mut random).await;
+                let output = judge::read_stream(&client, "TOCSIN_OUT").await;
+                told.heard.lose(&output);
                 nats.stop(Duration::from_secs(10)).await;
                 std::fs::remove_dir_all(nats.folder().join("jetstream")).expect("removed");
                 copy(&kept.path().join("jetstream"), nats.folder());
                 restart(&mut nats).await;
                 said_more(&setup, num_said).await;
+                told.heard.is_kept_again();
                 row.count("brokers rolled back to an older copy", 1);
             }
         }
         told.phase(&client, &mut row, &mut random).await;
     }
-    let demand = judge::demand(&told.input, |_| false);
-    let num_repeats = told.heard.demand(&demand);
-    row.count("digests checked", demand.digests.len() as u64);
-    row.fact(
-        "digests heard again under their id",
-        num_repeats.to_string(),
-    );
-    row.close();
+    told.conclude(row, &client, daemon).await;
 }
 
 /// Which stream is emptied or deleted under way, and what is said of it.
@@ -416,26 +428,23 @@ async fn streams_of_ours_purged_or_deleted_under_way_lose_no_digest() {
         let traffic = start_traffic(&client, &mut random).await;
         traffic.after(100 + random.below(300)).await;
         // One in four is only emptied, and nothing needs to be said.
-        if let Some((name, said)) = GONE.get(round % 4) {
+        if let Some(&(name, said)) = GONE.get(round % 4) {
             let num_said = setup.log().matches(said).count();
+            if name == "TOCSIN_OUT" {
+                told.heard.lose(&judge::read_stream(&client, name).await);
+            }
             context.delete_stream(name).await.expect("deleted");
             eventually(said, async || setup.log().matches(said).count() > num_said).await;
-            row.count(&format!("{name} streams deleted under way"), 1);
+            row.count("streams deleted under way", 1);
+            row.count(&format!("of these {name}"), 1);
         } else {
             let stream = context.get_stream("TOCSIN_OUT").await.expect("the stream");
             stream.purge().await.expect("purged");
-            row.count("TOCSIN_OUT streams purged under way", 1);
+            row.count("streams purged under way", 1);
         }
         traffic.after(100 + random.below(300)).await;
+        told.heard.is_kept_again();
         told.finish(traffic, &client, &mut row).await;
     }
-    let demand = judge::demand(&told.input, |_| false);
-    let num_repeats = told.heard.demand(&demand);
-    row.count("digests checked", demand.digests.len() as u64);
-    row.fact(
-        "digests heard again under their id",
-        num_repeats.to_string(),
-    );
-    assert!(daemon.stop().success());
-    row.close();
+    told.conclude(row, &client, daemon).await;
 }

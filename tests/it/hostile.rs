@@ -4,6 +4,7 @@
 mod generator;
 mod raw;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,15 +13,19 @@ use async_nats::{Client, Subscriber};
 use futures::StreamExt;
 use futures::stream;
 use serde_json::Value;
+use tocsin::bus::{Bus, Start};
+use tocsin::core::time::Timestamp;
 use tokio::time::timeout;
 
+use crate::bus_jetstream::{input, message, open};
 use crate::support::daemon::{Daemon, Setup};
 use crate::support::eventually;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::judge::{judge, read_stream};
-use crate::support::nats::Nats;
+use crate::support::nats::{Nats, limit_stream, num_messages};
+use crate::support::random::Random;
 use crate::support::reading::{MAX_FUTURE_NANOS, read};
-use crate::support::traffic::{Random, change_and_request, publish_taken, request};
+use crate::support::traffic::{change_and_request, publish_taken, request};
 use generator::{Hostile, hostile};
 use raw::RawClient;
 
@@ -95,6 +100,23 @@ fn shown(mut times: Vec<Duration>) -> String {
     )
 }
 
+/// Sends a round of hostile messages, some at a time; what became of each.
+async fn send_round<F: Future>(
+    random: &mut Random,
+    round: u64,
+    send: impl Fn(Hostile) -> F,
+) -> Vec<F::Output> {
+    let first = round * MESSAGES_PER_ROUND;
+    let messages: Vec<_> = (first..first + MESSAGES_PER_ROUND)
+        .map(|number| hostile(random, number))
+        .collect();
+    stream::iter(messages)
+        .map(send)
+        .buffer_unordered(AT_A_TIME)
+        .collect()
+        .await
+}
+
 /// What became of a hostile message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fate {
@@ -151,17 +173,10 @@ async fn hostile_messages_are_applied_or_dead_letters_and_good_ones_wait_for_non
         times
     });
     let mut random = Random(row.seed());
-    let mut num_published = 0;
+    let mut num_rounds = 0;
     while row.goes_on() {
-        let messages: Vec<_> = (num_published..num_published + MESSAGES_PER_ROUND)
-            .map(|number| hostile(&mut random, number))
-            .collect();
-        num_published += MESSAGES_PER_ROUND;
-        let fates: Vec<_> = stream::iter(messages)
-            .map(|message| publish(&client, message))
-            .buffer_unordered(AT_A_TIME)
-            .collect()
-            .await;
+        let fates = send_round(&mut random, num_rounds, |it| publish(&client, it)).await;
+        num_rounds += 1;
         row.count("hostile messages published", fates.len() as u64);
         let refused = fates.iter().filter(|it| **it == Fate::RefusedByTheBroker);
         row.count(
@@ -172,7 +187,9 @@ async fn hostile_messages_are_applied_or_dead_letters_and_good_ones_wait_for_non
     stop.store(true, Ordering::Relaxed);
     let beside = beside.await.expect("good users get their digests");
 
-    judge(&client).await;
+    let judged = judge(&client).await;
+    demand_unharmed(&setup, daemon, pid);
+    judged.stays(&client).await;
     let letters = read_stream(&client, "TOCSIN_DEAD_LETTER").await;
     let input = read_stream(&client, "TOCSIN_IN").await;
     let digests = read_stream(&client, "TOCSIN_OUT").await.len() as u64;
@@ -184,13 +201,13 @@ async fn hostile_messages_are_applied_or_dead_letters_and_good_ones_wait_for_non
     // A generator that makes only one kind proves nothing.
     let reasons: std::collections::BTreeSet<_> = letters.iter().map(|it| &*it.reason).collect();
     assert!(reasons.len() >= 11, "{reasons:?}");
+    let num_published = num_rounds * MESSAGES_PER_ROUND;
     assert!(num_refused > num_published / 4 && num_applied > num_published / 10);
     row.count("dead letters checked, with their bytes", num_refused);
     row.count("messages applied as the specification says", num_applied);
     row.count("digests checked", digests);
     row.fact("a good user's digest, alone", shown(before));
     row.fact("a good user's digest, beside them", shown(beside));
-    demand_unharmed(&setup, daemon, pid);
     row.close();
 }
 
@@ -203,17 +220,10 @@ async fn on_core_nats_every_hostile_message_is_answered_as_the_specification_say
     let daemon = setup.start_ready();
     let pid = daemon.pid();
     let mut random = Random(row.seed());
-    let mut num_published = 0;
+    let mut num_rounds = 0;
     while row.goes_on() {
-        let messages: Vec<_> = (num_published..num_published + MESSAGES_PER_ROUND)
-            .map(|number| hostile(&mut random, number))
-            .collect();
-        num_published += MESSAGES_PER_ROUND;
-        let answered: Vec<_> = stream::iter(messages)
-            .map(|message| answer(&client, message))
-            .buffer_unordered(AT_A_TIME)
-            .collect()
-            .await;
+        let answered = send_round(&mut random, num_rounds, |it| answer(&client, it)).await;
+        num_rounds += 1;
         let num_refused = answered.iter().filter(|is_ok| !**is_ok).count() as u64;
         row.count("hostile messages answered", MESSAGES_PER_ROUND);
         row.count("of them refused, as the specification says", num_refused);
@@ -302,10 +312,92 @@ async fn headers_that_no_client_can_read_stop_nothing() {
         read_stream(&client, "TOCSIN_DEAD_LETTER").await.len() as u64 >= num_letters
     })
     .await;
+    demand_unharmed(&setup, daemon, pid);
     let letters = read_stream(&client, "TOCSIN_DEAD_LETTER").await;
     assert_eq!(letters.len() as u64, num_letters);
     assert!(letters.iter().all(|it| it.payload == b"junk"));
     row.count("of them a dead letter with their bytes", num_letters);
-    demand_unharmed(&setup, daemon, pid);
     row.close();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_that_no_client_can_read_in_the_output_hold_back_no_owed_digest() {
+    let nats = Nats::start().await;
+    let setup = Setup::new(&nats);
+    let client = nats.connect().await.client().clone();
+    let daemon = setup.start_ready();
+    let mut raw = RawClient::connect(&nats.url());
+    let answer = raw.request("AlarmDigest", b"NATS/1.0\r\nno colon\r\n\r\n", b"{}");
+    assert!(answer.contains("\"seq\":"), "{answer}");
+    limit_stream(&client, "TOCSIN_OUT", 1).await;
+    change_and_request(&client, "ann", "disk", "CRITICAL", 1).await;
+    eventually("an attempt", async || {
+        setup.log().contains("message sent again")
+    })
+    .await;
+    daemon.kill();
+    limit_stream(&client, "TOCSIN_OUT", -1).await;
+    // What an earlier process has left is looked for before it is sent.
+    let daemon = setup.start_ready();
+    eventually("the digest", async || {
+        num_messages(&client, "TOCSIN_OUT").await == 2
+    })
+    .await;
+    assert!(daemon.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_among_headers_that_no_client_can_read_is_found() {
+    let nats = Nats::start().await;
+    let bus = open(&nats).await;
+    let output = bus.output();
+    let mut raw = RawClient::connect(&nats.url());
+    let mut sequence = 0;
+    let mut wanted = Vec::new();
+    for (number, headers) in HEADERS.into_iter().enumerate() {
+        let answer = raw.request("digest", headers, b"{}");
+        assert!(answer.contains("\"seq\":"), "{answer}");
+        // One is found by itself, and the last by a consumer again.
+        let num_readable = if number % 8 == 0 { 120 } else { 1 };
+        for copy in 1..=num_readable {
+            let id = format!("{number}-{copy}");
+            let answer = output.publish(message("digest", &id)).await;
+            let stored = answer.expect("confirmed").sequence.expect("a sequence");
+            assert!(stored > sequence, "{id}");
+            sequence = stored;
+            if copy == 1 || copy == num_readable {
+                wanted.push((id, stored));
+            }
+        }
+    }
+    wanted.dedup();
+    let ids: HashSet<_> = wanted.iter().map(|(id, _)| id.clone()).collect();
+    let found = output.find("digest", ids, 0, Timestamp::EPOCH);
+    let found = timeout(DIGEST_WITHIN, found).await.expect("an end");
+    assert_eq!(found.expect("found"), wanted);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_behind_headers_that_no_client_can_read_are_taken_a_few_mebibytes_at_a_time() {
+    const NUM_BYTES: usize = 1_000_000;
+    let nats = Nats::start().await;
+    let bus = open(&nats).await;
+    let client = nats.connect().await.client().clone();
+    let mut raw = RawClient::connect(&nats.url());
+    let answer = raw.request("change", b"NATS/1.0\r\nno colon\r\n\r\n", b"{}");
+    assert!(answer.contains("\"seq\":"), "{answer}");
+    for _ in 0..20 {
+        publish_taken(&client, "change", "x".repeat(NUM_BYTES)).await;
+    }
+    let mut input = input(&bus, &[None], Start::First).await;
+    // What a consumer cannot begin with is the first batch, with what follows it.
+    let batch = input.next(1000).await;
+    let sizes: Vec<_> = batch.messages.iter().map(|it| it.payload.len()).collect();
+    assert_eq!(sizes.first(), Some(&2));
+    let num_bytes: usize = sizes.iter().sum();
+    assert!(sizes.len() > 1 && num_bytes < 6 * NUM_BYTES, "{sizes:?}");
+    let mut num_read = sizes.len();
+    while num_read < 21 {
+        num_read += input.next(1000).await.messages.len();
+    }
 }

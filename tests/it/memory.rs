@@ -10,7 +10,7 @@ use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
 use crate::support::pressure::{Cycle, Message, Publishers, mixed, num_waiting};
-use crate::support::traffic::Random;
+use crate::support::random::Random;
 use crate::support::usage::{MIB, mib};
 use crate::support::{eventually, judge};
 
@@ -56,16 +56,15 @@ async fn drain_below(
     publishers.publish(0..cycle.num_users, request).await;
     let began = Instant::now();
     let daemon = setup.start_ready();
-    tokio::select! {
-        () = cycle.judge(&client, num) => {}
+    let judged = tokio::select! {
+        judged = cycle.judge(&client, num) => judged,
         () = killed(&memory) => panic!("killed for want of memory below {}", mib(limit)),
-    }
+    };
     let took = began.elapsed();
     assert_eq!(memory.num_oom_kills(), 0);
     let peak = daemon.usage().peak;
     assert!(peak < limit, "{} of {}", mib(peak), mib(limit));
     row.count("messages in the backlog", num);
-    row.count("digests checked", cycle.num_users);
     row.count("OOM kills below the limit", memory.num_oom_kills());
     row.fact(
         "limit of memory",
@@ -80,8 +79,7 @@ async fn drain_below(
         "backlog drained within",
         format!("{:.1} s", took.as_secs_f64()),
     );
-    assert!(daemon.stop().success());
-    row.close();
+    judged.conclude(row, &client, daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,13 +173,12 @@ async fn kills_for_want_of_memory_lose_and_repeat_nothing() {
     }
     let setup = setup.through(enough.launcher());
     let daemon = setup.start_ready();
-    judge::judge(&client).await.count_in(&mut row);
+    let judged = judge::judge(&client).await;
     row.fact("memory that it takes where it may", mib(needed));
     row.fact(
         "memory that it was given",
         format!("{} to {}", mib(smallest), mib(largest)),
     );
     row.fact("limited by", enough.version());
-    assert!(daemon.stop().success());
-    row.close();
+    judged.conclude(row, &client, daemon).await;
 }

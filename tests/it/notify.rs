@@ -13,7 +13,8 @@ use crate::support::daemon::Setup;
 use crate::support::eventually;
 use crate::support::judge::{self, demand, read_stream};
 use crate::support::nats::Nats;
-use crate::support::traffic::{Random, change, publish_taken, request};
+use crate::support::random::Random;
+use crate::support::traffic::{change, publish_taken, request};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ready_is_said_when_input_flows_and_not_while_another_store_owns_the_input() {

@@ -10,7 +10,9 @@ use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::judge;
 use crate::support::nats::Nats;
-use crate::support::pressure::{Caller, Message, Publishers, median, mixed, num_waiting, p99};
+use crate::support::pressure::{
+    Caller, Message, Overload, Publishers, median, mixed, num_waiting, p99,
+};
 use crate::support::traffic::{change, request};
 use crate::support::usage::{MIB, mib};
 
@@ -94,12 +96,20 @@ async fn ten_times_what_the_daemon_can_take_waits_and_is_lost_nowhere() {
         daemon.usage().peak,
         IN_FLIGHT * BYTES_IN_FLIGHT + BYTES_BESIDES,
     );
-    assert!(peak < bound, "{} of {}", mib(peak), mib(bound));
-    judge::judge(&client).await.count_in(&mut row);
+    let overload = Overload {
+        rate,
+        peak,
+        bound,
+        drained,
+        usual,
+        recovered,
+        again,
+    };
+    overload.judge(&mut row);
+    let judged = judge::judge(&client).await;
     row.count("messages confirmed to their publishers", num_published);
     row.count("messages published in overload", num_published - MEASURED);
     row.count("messages that waited at its end", waiting);
-    row.fact("rate of the daemon", format!("{rate:.0} messages a second"));
     row.fact(
         "rate of the overload",
         format!(
@@ -108,25 +118,8 @@ async fn ten_times_what_the_daemon_can_take_waits_and_is_lost_nowhere() {
         ),
     );
     row.fact("largest memory in overload", mib(resident));
-    row.fact(
-        "largest memory, and its bound",
-        format!("{} of {}", mib(peak), mib(bound)),
-    );
-    row.fact(
-        "backlog worked off within",
-        format!("{:.1} s", drained.as_secs_f64()),
-    );
-    row.fact(
-        "usual latency again within",
-        format!("{:.1} s more", recovered.as_secs_f64()),
-    );
-    row.fact(
-        "request to digest before, and then",
-        format!("{usual:.1?}, {again:.1?} (median)"),
-    );
     row.fact("limited by", processors.version());
-    assert!(daemon.stop().success());
-    row.close();
+    judged.conclude(row, &client, daemon).await;
 }
 
 /// A message of the user who is half of the traffic: each change is asked for.
@@ -195,7 +188,6 @@ async fn a_user_who_is_half_the_traffic_and_always_asks_delays_nobody_else() {
         median(&beside),
         median(&without)
     );
-    judged.count_in(&mut row);
     row.count("messages confirmed to their publishers", num);
     row.count("digests of the neighbour", num_of_neighbour as u64);
     row.count(
@@ -209,6 +201,5 @@ async fn a_user_who_is_half_the_traffic_and_always_asks_delays_nobody_else() {
         "request to digest beside the neighbour",
         format!("{} ({ratio:.1} times)", both(&beside)),
     );
-    assert!(daemon.stop().success());
-    row.close();
+    judged.conclude(row, &client, daemon).await;
 }

@@ -11,30 +11,27 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::StreamExt;
 use tempfile::TempDir;
 use tocsin::core::ids::PartitionId;
 use tocsin::core::partition::Header;
 use tocsin::store::embedded::{Embedded, Options};
 use tocsin::store::{Store, StoreError};
-use tokio::time::timeout;
 
 use super::store_contract::{Folded, Map, Owner, wait};
 use super::store_faults::Snapshotting;
-use crate::disk::{judge_and_count, load};
+use crate::disk::{load, store_on};
+use crate::support::answered::Publishers;
 use crate::support::daemon::Setup;
 use crate::support::disk::Disk;
-use crate::support::eventually;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
 use crate::support::program::within;
+use crate::support::random::Random;
 use crate::support::replay::{self, Files, Recording, read_files, write_files};
+use crate::support::rig::Rig;
 use crate::support::strace::{Strace, files_of_store};
-use crate::support::traffic::{Random, Traffic, change, request};
 
 /// Segments and snapshots so short that a short life crosses many of them.
 const SHORT: Options = Options {
@@ -397,7 +394,8 @@ fn whichever_call_fails_everything_acknowledged_is_there_at_the_next_start() {
             row.count("lives that made fewer such calls", 1);
             assert!(!said.contains("ended="), "{said}");
         } else {
-            row.count(&format!("{call} that failed"), 1);
+            row.count("calls of the store that failed", 1);
+            row.count(call, 1);
             row.count(
                 "stores that said so and stopped",
                 u64::from(said.contains("ended=failed to ")),
@@ -411,24 +409,18 @@ fn whichever_call_fails_everything_acknowledged_is_there_at_the_next_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_under_the_daemon_loses_and_repeats_nothing() {
-    let mut row = Row::new(Rounds::in_test(4));
-    let nats = Nats::start().await;
-    let client = nats.connect().await.client().clone();
     let mut disk = Disk::new();
     // So long is what was written not flushed, and may be lost.
     disk.flush_takes(Duration::from_millis(5));
-    let setup = Setup::new(&nats).set(&format!("store.path={}/store", disk.path().display()));
-    let traffic = Traffic::start(&client, row.seed(), load()).await;
-    let mut random = Random(row.seed());
-    while row.goes_on() {
-        let daemon = setup.start_ready();
-        traffic.after(random.below(150)).await;
-        cut_power(&mut disk, &mut random, &mut row, || drop(daemon));
+    let store = store_on(&disk.path());
+    let mut rig = Rig::new(Rounds::in_test(4), Nats::start().await, &[&store], load()).await;
+    while rig.row.goes_on() {
+        let daemon = rig.setup.start_ready();
+        rig.traffic.after(rig.random.below(150)).await;
+        cut_power(&mut disk, &mut rig.random, &mut rig.row, || drop(daemon));
     }
-    let daemon = setup.start_ready();
-    judge_and_count(&client, traffic, &mut row).await;
-    drop(daemon);
-    row.close();
+    let daemon = rig.setup.start_ready();
+    rig.conclude(daemon).await;
 }
 
 /// Cuts the power, ends whoever used the disk, and mounts what is left.
@@ -446,79 +438,23 @@ fn cut_power(disk: &mut Disk, random: &mut Random, row: &mut Row, end: impl FnOn
     row.count("writes of blocks that they kept", cut.kept);
 }
 
-/// Publishes to core NATS and repeats until the daemon says that it has committed the message.
-async fn publish_until_answered(client: &async_nats::Client, subject: &str, payload: &str) {
-    loop {
-        let asked = client.request(subject.to_owned(), payload.to_owned().into());
-        if let Ok(Ok(answer)) = timeout(Duration::from_secs(1), asked).await
-            && answer.payload == "{\"ok\":true}"
-        {
-            return;
-        }
-    }
-}
-
-/// What core NATS has not kept, only the daemon's disk has.
+/// What core NATS has not kept, only the daemon's disk has: nobody asks for a digest until the last cut is done.
 #[tokio::test(flavor = "multi_thread")]
 async fn on_core_nats_every_answered_change_outlives_a_power_cut() {
-    const USERS: usize = 4;
     let mut row = Row::new(Rounds::in_test(4));
     let nats = Nats::start_with(false, "").await;
     let client = nats.connect().await.client().clone();
-    let mut digests = client
-        .subscribe("AlarmDigest")
-        .await
-        .expect("a subscription");
-    client.flush().await.expect("the server answers");
     let mut disk = Disk::new();
     // So long is what was written not flushed, and may be lost.
     disk.flush_takes(Duration::from_millis(5));
-    let setup = Setup::new(&nats).set(&format!("store.path={}/store", disk.path().display()));
+    let setup = Setup::new(&nats).set(&store_on(&disk.path()));
     let mut daemon = setup.start_ready();
-    let stop = Arc::new(AtomicBool::new(false));
-    let num = Arc::new(AtomicU64::new(0));
-    // Nobody asks for a digest until the last cut is done: until then the disk alone knows these alarms.
-    let publishers = (0..USERS).map(|user| {
-        let (client, stop, num) = (client.clone(), Arc::clone(&stop), Arc::clone(&num));
-        tokio::spawn(async move {
-            let mut alarm = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let payload = change(&format!("user {user}"), &format!("a{alarm}"), "CRITICAL", 1);
-                publish_until_answered(&client, "AlarmStatusChanged", &payload).await;
-                num.fetch_add(1, Ordering::Relaxed);
-                alarm += 1;
-            }
-            alarm
-        })
-    });
-    let publishers: Vec<_> = publishers.collect();
+    let publishers = Publishers::start(&client, None).await;
     let mut random = Random(row.seed());
     while row.goes_on() {
-        let until = num.load(Ordering::Relaxed) + 1 + random.below(40);
-        eventually("traffic", async || num.load(Ordering::Relaxed) >= until).await;
+        publishers.after(1 + random.below(40)).await;
         cut_power(&mut disk, &mut random, &mut row, || drop(daemon));
         daemon = setup.start_ready();
     }
-    stop.store(true, Ordering::Relaxed);
-    let mut answered = HashSet::new();
-    for (user, publisher) in publishers.into_iter().enumerate() {
-        let num_alarms: u64 = publisher.await.expect("the publisher ends");
-        let user = format!("user {user}");
-        answered.extend((0..num_alarms).map(|alarm| (user.clone(), format!("a{alarm}"))));
-        publish_until_answered(&client, "SendAlarmDigest", &request(&user)).await;
-    }
-    row.count("answered changes found in digests", answered.len() as u64);
-    while !answered.is_empty() {
-        let digest = timeout(Duration::from_secs(30), digests.next()).await;
-        let digest = digest.unwrap_or_else(|_| panic!("in no digest: {answered:?}"));
-        let json: serde_json::Value =
-            serde_json::from_slice(&digest.expect("a digest").payload).expect("a digest is JSON");
-        let user = json["UserID"].as_str().expect("a user");
-        for entry in json["ActiveAlarms"].as_array().expect("alarms") {
-            let alarm = entry["AlarmID"].as_str().expect("an alarm");
-            answered.remove(&(user.to_owned(), alarm.to_owned()));
-        }
-    }
-    drop(daemon);
-    row.close();
+    publishers.conclude(row, daemon).await;
 }

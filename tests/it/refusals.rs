@@ -7,9 +7,11 @@ use crate::support::daemon::Setup;
 use crate::support::eventually;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::judge::{self, Judged};
+use crate::support::link::{Direction, Link};
 use crate::support::nats::{Nats, limit_stream, num_messages};
+use crate::support::random::Random;
 use crate::support::traffic::{
-    Confirmed, Load, Pace, Random, Traffic, message_for_large_digests, publish, request,
+    Confirmed, Load, Pace, Traffic, change, message_for_large_digests, publish, request,
 };
 
 /// What the broker refuses in one round.
@@ -48,8 +50,7 @@ impl Refusal {
             Self::Digests | Self::DeadLetters => Some("maximum messages exceeded (error 10077)"),
             // It is the publishers who are refused.
             Self::Input => None,
-            Self::LargePayloads => Some("no connection to NATS"),
-            Self::Streams => Some("the claim of the input cannot be read or renewed"),
+            Self::LargePayloads | Self::Streams => Some("no connection to NATS"),
         }
     }
 }
@@ -97,7 +98,7 @@ async fn refusals_of_the_broker_lose_and_repeat_nothing() {
     let mut broker = Broker::start().await;
     let client = broker.nats.connect().await.client().clone();
     let setup = Setup::new(&broker.nats).set("output.duplicate_window=2s");
-    let _daemon = setup.start_ready();
+    let daemon = setup.start_ready();
     let mut random = Random(row.seed());
     let (mut left, mut confirmed, mut judged) = (Vec::new(), Confirmed::default(), None);
     while row.goes_on() {
@@ -155,11 +156,78 @@ async fn refusals_of_the_broker_lose_and_repeat_nothing() {
             // Between two digests: a digest half of whose parts are stored would be split in another way.
             broker.restart_with(with_streams(&broker.streams)).await;
         }
+        row.count("refusals of a broker", 1);
         row.count(refusal.name(), 1);
     }
     let judged: Judged = judged.expect("there was a round");
-    judged.count_in(&mut row);
-    row.close();
+    judged.conclude(row, &client, daemon).await;
+}
+
+/// Stored whole, its confirmation lost, and then the broker takes less: in parts it would come again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digest_that_was_stored_whole_does_not_come_again_in_parts() {
+    let mut row = Row::new(Rounds::in_test(1));
+    let mut nats = Nats::start().await;
+    let client = nats.connect().await.client().clone();
+    let link = Link::to(&nats.url()).await;
+    let setup = Setup::with_url(link.url());
+    let daemon = setup.start_ready();
+    let is_stored = async |num| num_messages(&client, "TOCSIN_OUT").await >= num;
+    let mut num_stored = 0;
+    while row.goes_on() {
+        publish(
+            &client,
+            "AlarmStatusChanged",
+            change("ann", &format!("a{num_stored}"), "CRITICAL", 1),
+        )
+        .await;
+        publish(&client, "SendAlarmDigest", request("ann")).await;
+        eventually("a digest", async || is_stored(num_stored + 1).await).await;
+        fill(&client, "TOCSIN_OUT").await;
+        let user = format!("user {num_stored}");
+        for alarm in 0..40 {
+            let change = change(&user, &format!("alarm {alarm}"), "CRITICAL", 1);
+            publish(&client, "AlarmStatusChanged", change).await;
+        }
+        let refused = "maximum messages exceeded (error 10077)";
+        let num_refused = setup.num_logged(refused);
+        publish(&client, "SendAlarmDigest", request(&user)).await;
+        eventually("a refusal", async || {
+            setup.num_logged(refused) > num_refused
+        })
+        .await;
+        link.silence(Direction::ToClient);
+        limit_stream(&client, "TOCSIN_OUT", -1).await;
+        eventually("the digest is stored", async || {
+            is_stored(num_stored + 2).await
+        })
+        .await;
+        let reloaded = nats.reload("max_payload: 1KB".to_owned());
+        reloaded.unwrap_or_else(|error| panic!("{error}"));
+        link.reset();
+        link.heal();
+        row.count(
+            "max_payload lowered after the confirmation of a whole digest was lost",
+            1,
+        );
+        // It is settled once the user's next digest comes.
+        publish(
+            &client,
+            "AlarmStatusChanged",
+            change(&user, "another", "WARNING", 1),
+        )
+        .await;
+        publish(&client, "SendAlarmDigest", request(&user)).await;
+        eventually("the next digest", async || is_stored(num_stored + 3).await).await;
+        num_stored += 3;
+        assert_eq!(num_messages(&client, "TOCSIN_OUT").await, num_stored);
+        let reloaded = nats.reload(String::new());
+        reloaded.unwrap_or_else(|error| panic!("{error}"));
+        // It hears of the limit when it connects.
+        link.reset();
+    }
+    let judged = judge::judge(&client).await;
+    judged.conclude(row, &client, daemon).await;
 }
 
 /// The daemon's user with what it may not publish to; everybody else may do anything.
@@ -207,7 +275,7 @@ async fn permissions_taken_and_given_back_lose_and_repeat_nothing() {
         .set("nats.user=tocsin")
         .set("nats.password=tocsin")
         .set("output.duplicate_window=2s");
-    let _daemon = setup.start_ready();
+    let daemon = setup.start_ready();
     let mut random = Random(row.seed());
     let (mut left, mut confirmed, mut judged) = (Vec::new(), Confirmed::default(), None);
     while row.goes_on() {
@@ -237,6 +305,52 @@ async fn permissions_taken_and_given_back_lose_and_repeat_nothing() {
         row.count("permissions revoked and given back", 1);
     }
     let judged: Judged = judged.expect("there was a round");
-    judged.count_in(&mut row);
-    row.close();
+    judged.conclude(row, &client, daemon).await;
+}
+
+/// Sets the largest message that the output takes.
+async fn limit_messages(client: &Client, max_message_size: i32) {
+    let context = async_nats::jetstream::new(client.clone());
+    let stream = context.get_stream("TOCSIN_OUT").await.expect("the stream");
+    let limited = async_nats::jetstream::stream::Config {
+        max_message_size,
+        ..stream.cached_info().config.clone()
+    };
+    context.update_stream(limited).await.expect("updated");
+}
+
+/// Asks for a digest of more alarms than a thousand bytes name.
+async fn ask_for_a_large_digest(client: &Client, user: &str) {
+    for second in 1..=20 {
+        let changed = change(user, &format!("alarm {second}"), "CRITICAL", second);
+        publish(client, "AlarmStatusChanged", changed).await;
+    }
+    publish(client, "SendAlarmDigest", request(user)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_digest_that_is_too_large_for_the_stream_itself_goes_in_parts() {
+    let nats = Nats::start().await;
+    let setup = Setup::new(&nats);
+    let client = nats.connect().await.client().clone();
+    assert!(setup.start_ready().stop().success());
+    limit_messages(&client, 1000).await;
+    let daemon = setup.start_ready();
+    ask_for_a_large_digest(&client, "ann").await;
+    eventually("the parts", async || {
+        num_messages(&client, "TOCSIN_OUT").await >= 2
+    })
+    .await;
+    // It takes less, which nobody tells the daemon.
+    let num_before = num_messages(&client, "TOCSIN_OUT").await;
+    limit_messages(&client, 500).await;
+    ask_for_a_large_digest(&client, "ben").await;
+    eventually("more parts", async || {
+        num_messages(&client, "TOCSIN_OUT").await >= num_before + 4
+    })
+    .await;
+    assert!(!setup.log().contains("it stays owed"), "{}", setup.log());
+    let judged = judge::judge(&client).await;
+    assert!(daemon.stop().success());
+    judged.stays(&client).await;
 }

@@ -633,10 +633,10 @@ async fn a_listener_that_panics_is_a_defect() {
 async fn a_producer_that_panics_is_a_defect() {
     let prepared = Prepared::new().await;
     let codec = Codec {
-        encode: |owed: &Owed<Outgoing>, max_payload| {
+        encode: |owed: &Owed<Outgoing>, stored, max_payload| {
             let is_bomb = matches!(&owed.body, Body::Message(digest) if digest.user.0.to_string() == UNSPEAKABLE);
             assert!(!is_bomb, "this digest cannot be written");
-            (codec::codec().encode)(owed, max_payload)
+            (codec::codec().encode)(owed, stored, max_payload)
         },
         ..fragile_codec()
     };

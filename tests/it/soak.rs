@@ -11,7 +11,8 @@ use crate::support::evidence::{Rounds, Row};
 use crate::support::judge;
 use crate::support::nats::Nats;
 use crate::support::pressure::{Caller, median};
-use crate::support::traffic::{Load, Pace, Random, Traffic};
+use crate::support::rig::Rig;
+use crate::support::traffic::{Load, Pace};
 use crate::support::usage::{MIB, Usage, mib};
 
 /// Messages a second.
@@ -104,40 +105,37 @@ fn demand_flat(
     );
 }
 
-async fn soak(mut row: Row, faults: &[Fault]) {
-    let mut nats = Nats::start().await;
-    let setup = Setup::new(&nats);
-    let mut daemon = setup.start_ready();
-    let client = nats.connect().await.client().clone();
-    let mut caller = Caller::new(&nats, "caller").await;
+async fn soak(faults: &[Fault]) {
     let load = Load::at(Pace::Paced(PACE)).at_most(u64::MAX);
-    let traffic = Traffic::start(&client, row.seed(), load).await;
-    let mut random = Random(row.seed());
+    let rounds = Rounds::in_test(4);
+    let (mut rig, mut daemon) = Rig::ready(rounds, Nats::start().await, &[], load).await;
+    let mut caller = Caller::new(&rig.nats, "caller").await;
     let mut looks = Vec::new();
     for &fault in faults.iter().cycle() {
-        if !row.goes_on() {
+        if !rig.row.goes_on() {
             break;
         }
-        traffic.after(random.below(PACE / 2)).await;
+        rig.traffic.after(rig.random.below(PACE / 2)).await;
         match fault {
             Fault::Freeze => {
                 daemon.freeze();
-                traffic.after(PACE).await;
+                rig.traffic.after(PACE).await;
                 daemon.thaw();
             }
             Fault::KillBroker => {
-                nats.kill().await;
-                nats.restart()
+                rig.nats.kill().await;
+                rig.nats
+                    .restart()
                     .await
                     .unwrap_or_else(|error| panic!("{error}"));
             }
             Fault::Kill => {
                 daemon.kill();
-                daemon = setup.start_ready();
+                daemon = rig.setup.start_ready();
             }
             Fault::Stop => {
                 assert!(daemon.stop().success());
-                let stats = upkeep::stats(&setup.store());
+                let stats = upkeep::stats(&rig.setup.store());
                 let stats = stats.unwrap_or_else(|error| panic!("{error}"));
                 let num_rows: u64 = stats.num_alarms.iter().sum();
                 // The caller's own are apart.
@@ -146,24 +144,23 @@ async fn soak(mut row: Row, faults: &[Fault]) {
                     num_rows <= MAX_ALARMS + of_caller,
                     "{num_rows} alarms on record"
                 );
-                row.fact("alarms on record at the last stop", num_rows.to_string());
-                daemon = setup.start_ready();
+                rig.row
+                    .fact("alarms on record at the last stop", num_rows.to_string());
+                daemon = rig.setup.start_ready();
             }
         }
-        row.count(fault.name(), 1);
+        rig.row.count(fault.name(), 1);
         // Behind everything that waited: the backlog is worked off.
         caller.ask().await;
-        look(&setup, &daemon, &mut looks).await;
+        look(&rig.setup, &daemon, &mut looks).await;
     }
-    traffic.after(PACE / 4).await;
-    let confirmed = traffic.stop().await;
+    rig.traffic.after(PACE / 4).await;
+    let confirmed = rig.traffic.stop().await;
     caller.ask().await;
-    judge::judge_confirmed(&client, &confirmed)
-        .await
-        .count_in(&mut row);
+    let judged = judge::judge_confirmed(&rig.client, &confirmed).await;
     let count = |num: u64| num.to_string();
     demand_flat(
-        &mut row,
+        &mut rig.row,
         &looks,
         "memory",
         |it| it.usage.resident,
@@ -171,7 +168,7 @@ async fn soak(mut row: Row, faults: &[Fault]) {
         mib,
     );
     demand_flat(
-        &mut row,
+        &mut rig.row,
         &looks,
         "open files",
         |it| it.usage.num_files,
@@ -179,7 +176,7 @@ async fn soak(mut row: Row, faults: &[Fault]) {
         count,
     );
     demand_flat(
-        &mut row,
+        &mut rig.row,
         &looks,
         "threads",
         |it| it.usage.num_threads,
@@ -188,21 +185,18 @@ async fn soak(mut row: Row, faults: &[Fault]) {
     );
     let largest = looks.iter().map(|it| it.store).max().unwrap_or_default();
     assert!(largest <= MAX_STORE, "{}", mib(largest));
-    row.fact("largest store", mib(largest));
-    row.count("looks at what it uses", looks.len() as u64);
-    assert!(daemon.stop().success());
-    row.close();
+    rig.row.fact("largest store", mib(largest));
+    rig.row.count("looks at what it uses", looks.len() as u64);
+    judged.conclude(rig.row, &rig.client, daemon).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_process_for_long_uses_no_more_than_at_first() {
-    let row = Row::new(Rounds::in_test(4));
-    soak(row, &[Fault::Freeze, Fault::KillBroker]).await;
+    soak(&[Fault::Freeze, Fault::KillBroker]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_store_for_long_uses_no_more_than_at_first() {
-    let row = Row::new(Rounds::in_test(4));
     let faults = [Fault::Kill, Fault::Stop, Fault::Freeze, Fault::KillBroker];
-    soak(row, &faults).await;
+    soak(&faults).await;
 }

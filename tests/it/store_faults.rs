@@ -24,7 +24,7 @@ use tocsin::store::format::{
 use tocsin::store::{SnapshotWriter, Store, StoreError};
 
 use crate::support::evidence::{Rounds, Row};
-use crate::support::traffic::Random;
+use crate::support::random::Random;
 
 use super::store_contract::{Folded, Map, Owner, SMALL, commit, eventually, open, position, wait};
 

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
-use crate::support::traffic::{Load, Pace, Random, Traffic, change, publish_taken, request};
+use crate::support::random::Random;
+use crate::support::traffic::{Load, Pace, Traffic, change, publish_taken, request};
 use crate::support::{eventually, judge};
 
 /// What lies in a store, in bytes of each file.
@@ -137,8 +138,5 @@ async fn stores_that_take_over_from_each_other_lose_and_repeat_nothing() {
         (second, first)
     };
     assert!(standby.stop().success());
-    assert!(owner.stop().success());
-    judged.stays(&client).await;
-    judged.count_in(&mut row);
-    row.close();
+    judged.conclude(row, &client, owner).await;
 }

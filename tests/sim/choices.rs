@@ -6,27 +6,16 @@
 
 use std::collections::BTreeMap;
 
+use crate::random::Random;
+
 /// The draws of the plan, then of each step.
 pub(crate) type Tape = Vec<Vec<u64>>;
 
-/// `SplitMix64`: small, and the same everywhere.
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
-
 enum Source {
-    Seed(Rng),
+    Seed(Random),
     Tape(Tape),
     /// The rest of a world draws what no list holds.
-    Rest(Rng),
+    Rest(Random),
 }
 
 /// See the module.
@@ -37,7 +26,7 @@ pub(crate) struct Choices {
 
 impl Choices {
     pub(crate) fn from_seed(seed: u64) -> Self {
-        let (source, drawn) = (Source::Seed(Rng(seed)), vec![Vec::new()]);
+        let (source, drawn) = (Source::Seed(Random(seed)), vec![Vec::new()]);
         Self { source, drawn }
     }
 
@@ -61,15 +50,15 @@ impl Choices {
 
     /// From now on the draws follow from this seed.
     pub(crate) fn begin_rest(&mut self, seed: u64) {
-        self.source = Source::Rest(Rng(seed));
+        self.source = Source::Rest(Random(seed));
     }
 
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
         let bound = bound.max(1);
         let step = self.drawn.len() - 1;
         let drawn = match &mut self.source {
-            Source::Rest(rng) => return rng.next() % bound,
-            Source::Seed(rng) => rng.next() % bound,
+            Source::Rest(random) => return random.below(bound),
+            Source::Seed(random) => random.below(bound),
             Source::Tape(tape) => {
                 let place = self.drawn[step].len();
                 let recorded = tape.get(step).and_then(|draws| draws.get(place));

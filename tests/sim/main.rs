@@ -19,6 +19,8 @@
 mod choices;
 mod oracle;
 mod planted;
+#[path = "../it/support/random.rs"]
+mod random;
 #[path = "../evidence/row.rs"]
 mod row;
 mod world;
@@ -32,8 +34,9 @@ use std::thread;
 use tocsin::core::ids::placement_hash;
 use tocsin::domains::alarms::Alarms;
 
-use choices::{Choices, Counts, Rng, Tape, shrink};
+use choices::{Choices, Counts, Tape, shrink};
 use planted::{Bug, Faulty, Observed};
+use random::Random;
 use row::{Rounds, Row};
 use world::{Failure, World};
 
@@ -185,7 +188,7 @@ fn nothing_is_lost_in_any_world() {
     }
     let mut row = Row::new(Rounds::in_test(1));
     let commit = fresh_from_commit();
-    let mut fresh = Rng(row.seed());
+    let mut fresh = Random(row.seed());
     let mut seeds: Vec<_> = (0..NUM_FIXED).chain(commit..commit + NUM_FRESH).collect();
     while row.goes_on() {
         let counts = play_all(&seeds).unwrap_or_else(|failure| panic!("{failure}"));

@@ -1,5 +1,8 @@
 //! The faults that are planted in the world around the partition: what a shell, a store or a domain could get
 //! wrong. Each must be noticed by a check that has a name.
+//!
+//! A new one is a variant, its words, and the place in `world/` or `domain.rs` where it goes wrong; then
+//! `cargo test --test sim planted -- --nocapture` must say which check notices it.
 
 mod domain;
 
@@ -40,6 +43,8 @@ pub(crate) enum Bug {
     IdsWithoutGeneration,
     /// I-07: what may be stored long ago is sent without looking for it.
     NoLookup,
+    /// I-07: what may be stored is looked for behind where it is.
+    SearchedTooLate,
     /// I-08: a snapshot is put in place as soon as it is written.
     SnapshotTooEarly,
     /// I-08: the journal is cut at the newest commit instead of where the snapshot began.
@@ -84,90 +89,64 @@ pub(crate) enum Bug {
     ZombiePublishes,
 }
 
-impl Bug {
-    pub(crate) const ALL: [Self; 37] = [
-        Self::ReleasedBeforeDurable,
-        Self::AnsweredAtDelivery,
-        Self::PositionBeforeCommit,
-        Self::PositionAfterCommit,
-        Self::OneGlobalPosition,
-        Self::WatermarkTooEarly,
-        Self::RemovedAtSend,
-        Self::ParkedForgotten,
-        Self::ConfirmedByLane,
-        Self::TwoInFlight,
-        Self::PartsBackwards,
-        Self::DeltaRows,
-        Self::DueForgottenAtRecovery,
-        Self::IdsFromCounter,
-        Self::IdsWithoutGeneration,
-        Self::NoLookup,
-        Self::SnapshotTooEarly,
-        Self::JournalCutTooFar,
-        Self::DigestByArrival,
-        Self::MarkWithoutDigest,
-        Self::SeenForgotten,
-        Self::TombstoneDropped,
-        Self::WallClock,
-        Self::ResumedAtHighest,
-        Self::RewriteUnnoticed,
-        Self::BatchForgotten,
-        Self::PoisonSkipped,
-        Self::JunkSkipped,
-        Self::BatchesByArrival,
-        Self::PlacementByWorkers,
-        Self::StaleCommitApplied,
-        Self::PermitLeaked,
-        Self::NoPermits,
-        Self::OwedUnbounded,
-        Self::ClaimTakenAtOnce,
-        Self::ClaimFromAnswer,
-        Self::ZombiePublishes,
-    ];
+/// All there are, from the words for each: one without is an error of the compiler.
+macro_rules! in_words {
+    ($(Self::$bug:ident => $words:literal,)+) => {
+        impl Bug {
+            pub(crate) const ALL: [Self; [$(Self::$bug),+].len()] = [$(Self::$bug),+];
 
-    /// In words that need no knowledge of the code.
-    pub(crate) const fn words(self) -> &'static str {
-        match self {
-            Self::ReleasedBeforeDurable => "acknowledged before the commit",
-            Self::AnsweredAtDelivery => "publisher answered before the commit",
-            Self::PositionBeforeCommit => "input position stored before the commit",
-            Self::PositionAfterCommit => "input position stored after the commit",
-            Self::OneGlobalPosition => "one input position for all partitions",
-            Self::WatermarkTooEarly => "input position ahead of what was applied",
-            Self::RemovedAtSend => "owed digest removed when it is sent",
-            Self::ParkedForgotten => "refused digest taken for published",
-            Self::ConfirmedByLane => "late confirmation removes another digest",
-            Self::TwoInFlight => "two digests of one user under way",
-            Self::PartsBackwards => "parts of a digest in the wrong order",
-            Self::DeltaRows => "stored as differences, not as values",
-            Self::DueForgottenAtRecovery => "due alarm forgotten at recovery",
-            Self::IdsFromCounter => "message ids from a counter",
-            Self::IdsWithoutGeneration => "same ids after a rewritten input",
-            Self::NoLookup => "sent again without looking for it",
-            Self::SnapshotTooEarly => "snapshot in place before its commits are durable",
-            Self::JournalCutTooFar => "journal cut beyond the snapshot",
-            Self::DigestByArrival => "digest in order of arrival",
-            Self::MarkWithoutDigest => "alarm marked as reported without a digest",
-            Self::SeenForgotten => "statuses seen at one instant forgotten",
-            Self::TombstoneDropped => "cleared alarm forgotten too early",
-            Self::WallClock => "messages judged by the wall clock",
-            Self::ResumedAtHighest => "reading resumed at the highest position",
-            Self::RewriteUnnoticed => "rewritten input not noticed",
-            Self::BatchForgotten => "batch forgotten before its commit",
-            Self::PoisonSkipped => "poisonous message skipped",
-            Self::JunkSkipped => "unreadable message skipped",
-            Self::BatchesByArrival => "batches applied in order of arrival",
-            Self::PlacementByWorkers => "user's partition depends on the number of workers",
-            Self::StaleCommitApplied => "commit of an earlier owner accepted",
-            Self::PermitLeaked => "permits lost with a worker",
-            Self::NoPermits => "input read without permits",
-            Self::OwedUnbounded => "input read however much is owed",
-            Self::ClaimTakenAtOnce => "claim taken over without waiting",
-            Self::ClaimFromAnswer => "claim counted from the answer",
-            Self::ZombiePublishes => "publishes after its claim expired",
+            /// In words that need no knowledge of the code.
+            pub(crate) const fn words(self) -> &'static str {
+                match self {
+                    $(Self::$bug => $words,)+
+                }
+            }
         }
-    }
+    };
+}
 
+in_words! {
+    Self::ReleasedBeforeDurable => "acknowledged before the commit",
+    Self::AnsweredAtDelivery => "publisher answered before the commit",
+    Self::PositionBeforeCommit => "input position stored before the commit",
+    Self::PositionAfterCommit => "input position stored after the commit",
+    Self::OneGlobalPosition => "one input position for all partitions",
+    Self::WatermarkTooEarly => "input position ahead of what was applied",
+    Self::RemovedAtSend => "owed digest removed when it is sent",
+    Self::ParkedForgotten => "refused digest taken for published",
+    Self::ConfirmedByLane => "late confirmation removes another digest",
+    Self::TwoInFlight => "two digests of one user under way",
+    Self::PartsBackwards => "parts of a digest in the wrong order",
+    Self::DeltaRows => "stored as differences, not as values",
+    Self::DueForgottenAtRecovery => "due alarm forgotten at recovery",
+    Self::IdsFromCounter => "message ids from a counter",
+    Self::IdsWithoutGeneration => "same ids after a rewritten input",
+    Self::NoLookup => "sent again without looking for it",
+    Self::SearchedTooLate => "looked for behind where it is stored",
+    Self::SnapshotTooEarly => "snapshot in place before its commits are durable",
+    Self::JournalCutTooFar => "journal cut beyond the snapshot",
+    Self::DigestByArrival => "digest in order of arrival",
+    Self::MarkWithoutDigest => "alarm marked as reported without a digest",
+    Self::SeenForgotten => "statuses seen at one instant forgotten",
+    Self::TombstoneDropped => "cleared alarm forgotten too early",
+    Self::WallClock => "messages judged by the wall clock",
+    Self::ResumedAtHighest => "reading resumed at the highest position",
+    Self::RewriteUnnoticed => "rewritten input not noticed",
+    Self::BatchForgotten => "batch forgotten before its commit",
+    Self::PoisonSkipped => "poisonous message skipped",
+    Self::JunkSkipped => "unreadable message skipped",
+    Self::BatchesByArrival => "batches applied in order of arrival",
+    Self::PlacementByWorkers => "user's partition depends on the number of workers",
+    Self::StaleCommitApplied => "commit of an earlier owner accepted",
+    Self::PermitLeaked => "permits lost with a worker",
+    Self::NoPermits => "input read without permits",
+    Self::OwedUnbounded => "input read however much is owed",
+    Self::ClaimTakenAtOnce => "claim taken over without waiting",
+    Self::ClaimFromAnswer => "claim counted from the answer",
+    Self::ZombiePublishes => "publishes after its claim expired",
+}
+
+impl Bug {
     /// Whether it is the domain that goes wrong.
     pub(crate) const fn is_of_the_domain(self) -> bool {
         matches!(

@@ -132,6 +132,8 @@ struct Daemon<D: Observed> {
     clock: i64,
     max_payload: usize,
     workers: Vec<Option<worker::Worker<D>>>,
+    /// What each owed that died, until another has read it back.
+    owed_by_dead: Vec<usize>,
     routers: Vec<process::Router>,
     /// Batches on their way to a router.
     routes: Vec<(usize, Arc<reader::Batch>)>,
@@ -207,6 +209,8 @@ pub(crate) struct World<D: Observed> {
     num_incarnations: u64,
     /// What the output streams have lost again.
     num_lost_outputs: u64,
+    /// How many moments were told apart.
+    num_moments: u64,
     is_resting: bool,
     network: Vec<output::Attempt>,
 }
@@ -298,6 +302,7 @@ impl<D: Observed> World<D> {
             num_processes: 0,
             num_incarnations: 0,
             num_lost_outputs: 0,
+            num_moments: 0,
             is_resting: false,
             network: Vec::new(),
             plan,
@@ -562,6 +567,7 @@ impl<D: Observed> Daemon<D> {
             clock: 0,
             max_payload: output::LARGE,
             workers: vec![None],
+            owed_by_dead: vec![0],
             routers: Vec::new(),
             routes: Vec::new(),
             reader: reader::Reader::default(),
@@ -590,8 +596,11 @@ impl<D: Observed> Daemon<D> {
     }
 
     fn num_owed(&self) -> usize {
-        let partitions = self.workers.iter().flatten().flat_map(|it| &it.partitions);
-        partitions.map(|it| it.outbox().num_rows()).sum()
+        let workers = self.workers.iter().zip(&self.owed_by_dead);
+        let owed_by = |(worker, dead): (&Option<worker::Worker<D>>, &usize)| {
+            worker.as_ref().map_or(*dead, worker::Worker::num_owed)
+        };
+        workers.map(owed_by).sum()
     }
 
     /// How many messages wait with the routers and the workers.

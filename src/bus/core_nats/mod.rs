@@ -3,7 +3,8 @@
 //! | connection | what goes over it |
 //! |---|---|
 //! | input | only the input subjects, so that every message it ever received is accounted for |
-//! | output | publishes and their echoes, answers, telemetry, and who owns the input |
+//! | output | publishes and their echoes, answers, telemetry: nothing of it later than it was given up |
+//! | owner | who owns the input |
 //!
 //! The server numbers nothing and keeps nothing. Messages are numbered here in the order of receipt, every
 //! start is a generation of its own, and a message is stamped once, when it is received. A publish is
@@ -23,7 +24,7 @@ use tracing::warn;
 use self::claim::CoreClaim;
 use self::input::CoreInput;
 use self::output::CoreOutput;
-use super::connection::{Connection, Connector};
+use super::connection::Connector;
 use super::{Bus, BusError, Claim, Input, Mode, Output, Start, wall_clock};
 use crate::core::ids::StoreId;
 use crate::core::position::{Cursor, Origin, Position};
@@ -74,7 +75,6 @@ impl Settings {
 pub struct CoreNats {
     settings: Settings,
     connector: Connector,
-    connection: Connection,
     output: Arc<CoreOutput>,
 }
 
@@ -84,12 +84,11 @@ impl CoreNats {
     /// # Errors
     /// [`BusError::Configuration`] for what only the operator can change.
     pub async fn connect(connector: Connector, settings: Settings) -> Result<Self, BusError> {
-        let connection = connector.connect("output", 1 << 16).await?;
-        let output = CoreOutput::open(&connection, settings.confirm_within).await?;
+        let line = connector.connect_line("output", 1 << 16).await?;
+        let output = CoreOutput::new(line, settings.confirm_within);
         Ok(Self {
             settings,
             connector,
-            connection,
             output: Arc::new(output),
         })
     }
@@ -127,8 +126,9 @@ impl Bus for CoreNats {
     }
 
     fn claim(&self, store: StoreId) -> BoxFuture<'static, Result<Arc<dyn Claim>, BusError>> {
-        let (connection, settings) = (self.connection.clone(), self.settings.clone());
+        let (connector, settings) = (self.connector.clone(), self.settings.clone());
         let claiming = async move {
+            let connection = connector.connect("owner", 1 << 16).await?;
             let claim = CoreClaim::take(connection, store, &settings).await?;
             let claim: Arc<dyn Claim> = Arc::new(claim);
             Ok(claim)

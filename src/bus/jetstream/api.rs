@@ -121,7 +121,7 @@ pub(super) struct StreamState {
     pub(super) bytes: u64,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
-    #[serde(default, deserialize_with = "instant")]
+    #[serde(default, deserialize_with = "instant_or_none")]
     pub(super) last_ts: Timestamp,
 }
 
@@ -316,8 +316,15 @@ pub(super) fn no_answer(error: impl ToString) -> ApiError {
     ApiError::NoAnswer(error.to_string())
 }
 
-/// Reads an instant; the zero instant of an empty stream is 1970.
+/// Reads an instant, which must be one.
 fn instant<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let error = |error| D::Error::custom(format!("{text:?}: {error}"));
+    Timestamp::parse(&text).map_err(error)
+}
+
+/// Reads an instant; the zero instant of an empty stream is 1970.
+fn instant_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Timestamp, D::Error> {
     let text = String::deserialize(deserializer)?;
     Ok(Timestamp::parse(&text).unwrap_or_default())
 }

@@ -5,6 +5,7 @@
 //! | none, or given back | takes it; where another's was seen and is gone, after its time |
 //! | no stream | makes it anew |
 //! | its own, of an earlier process | takes it at once |
+//! | its own, older than one of another that was seen | waits its time: the stream was rolled back, and the other may not know yet |
 //! | of another store, or of another process that took it from this one | waits until it was not renewed for its time, then takes it |
 //! | its own | renews it |
 //!
@@ -288,7 +289,8 @@ impl Claimant {
         let is_ours_to_take = match &owner {
             // This process: a renewal whose answer was lost.
             Some(owner) => {
-                let is_this_process = owner.instance == self.us.instance;
+                let is_newest = self.rival.as_ref().is_none_or(|it| it.sequence < sequence);
+                let is_this_process = owner.instance == self.us.instance && is_newest;
                 let is_own_store = owner.store == self.us.store && !self.was_held;
                 owner.is_given_back || is_this_process || is_own_store
             }
@@ -299,6 +301,10 @@ impl Claimant {
             return self.take(sequence).await;
         }
         match &owner {
+            Some(owner) if owner.instance == self.us.instance => self.say(format!(
+                "{} was rolled back to an older claim of this process; it is taken again once it has stood there for {:?}",
+                self.place.name(), self.place.ttl
+            )),
             Some(owner) => self.lose(owner),
             None => self.say(format!(
                 "{} holds something that is no claim; it is written over once it has stood there for {:?}",

@@ -1,7 +1,7 @@
 //! A stream as it grows, read for as long as somebody looks on.
 //!
 //! Nothing is missed while the broker is away: reading goes on behind the last message. A stream that was made
-//! anew is read from its beginning.
+//! anew is read from its beginning; one that was only stamped anew (`core/position.rs`) is the same.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -46,6 +46,8 @@ pub struct Follower {
     api: Api,
     stream: String,
     created: Timestamp,
+    /// A message of the stream, by whose sequence and instant it is known again when the server stamps it anew.
+    known: (u64, Timestamp),
     begin: From,
     last_sequence: u64,
     /// How many waited behind the last message.
@@ -90,12 +92,13 @@ impl Follower {
             Place::Since(instant) => From::Time(instant),
             Place::BeforeEnd(num) => From::Sequence(last.saturating_sub(num) + 1),
         };
-        let pull = Pull::create(&api, stream, begin, false).await;
+        let pull = Pull::create(&api, stream, begin).await;
         Ok(Some(Self {
             pull: Some(pull.map_err(failed)?),
             api,
             stream: stream.to_owned(),
             created: info.created,
+            known: (last, info.state.last_ts),
             begin,
             last_sequence: 0,
             num_pending: None,
@@ -137,6 +140,7 @@ impl Follower {
     fn next_taken(&mut self) -> Option<Followed> {
         let message = self.taken.pop_front()?;
         self.last_sequence = message.meta.sequence;
+        self.known = (message.meta.sequence, message.meta.timestamp);
         self.num_pending = Some(message.meta.num_pending);
         Some(Followed {
             timestamp: message.meta.timestamp,
@@ -170,9 +174,11 @@ impl Follower {
 
     async fn create(&mut self) -> Result<Pull, ApiError> {
         let info = self.api.stream(&self.stream).await?;
-        let is_other = info.created != self.created || info.state.last_seq < self.last_sequence;
+        let is_stamped = info.created != self.created;
+        let is_other = info.state.last_seq < self.last_sequence
+            || (is_stamped && !self.is_known_again().await?);
+        self.created = info.created;
         if is_other {
-            self.created = info.created;
             self.begin = From::Sequence(1);
             self.last_sequence = 0;
         }
@@ -180,6 +186,16 @@ impl Follower {
             0 => self.begin,
             sequence => From::Sequence(sequence + 1),
         };
-        Pull::create(&self.api, &self.stream, from, false).await
+        Pull::create(&self.api, &self.stream, from).await
+    }
+
+    async fn is_known_again(&self) -> Result<bool, ApiError> {
+        let (sequence, timestamp) = self.known;
+        match self.api.message(&self.stream, sequence.max(1)).await {
+            Ok(found) => Ok(found.is_some_and(|message| message.timestamp == timestamp)),
+            // Better shown twice than not followed.
+            Err(ApiError::Forbidden(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }

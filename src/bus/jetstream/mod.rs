@@ -5,14 +5,15 @@
 //! | `api` | requests about streams, and the shapes of the answers |
 //! | `streams` | what the streams must be |
 //! | `pull` | an ordered consumer: without a gap, or broken |
+//! | `singles` | the next messages without a consumer: past one that no client can read |
 //! | `reader` | the input: verified against where we are, whatever happens |
 //! | `publisher` | confirmed publishing, and finding what was published |
 //! | `claim` | one store at a time |
 //! | `follow` | a stream as it grows, for who only looks on |
 //! | `monitor` | lag, room, clocks |
 //!
-//! Three connections: one that only reads, one that only publishes, one for everything else, so that a full
-//! socket of one never delays a renewal of the claim.
+//! Four connections: one that only reads, one that only publishes, one that looks through what was published, one
+//! for everything else, so that a full socket of one, or what ends it, never delays a renewal of the claim.
 
 mod api;
 mod claim;
@@ -21,6 +22,7 @@ mod monitor;
 mod publisher;
 mod pull;
 mod reader;
+mod singles;
 mod streams;
 
 use std::sync::Arc;
@@ -35,12 +37,12 @@ use tracing::{info, warn};
 pub use self::claim::{Holder, TTL as CLAIM_TTL, holder};
 pub use self::follow::{Followed, Follower, Place as FollowFrom};
 
-use self::api::{Api, ApiError, StreamConfig, code};
+use self::api::{Api, ApiError, StreamConfig, StreamInfo, code};
 use self::claim::{Place, StreamClaim};
 use self::monitor::Monitor;
 use self::publisher::{Publisher, Target};
 use self::reader::Reader;
-use self::streams::{Purpose, Wanted, ensure};
+use self::streams::{Purpose, Wanted, ensure, max_message_size};
 use super::connection::{Connection, Connector, jitter};
 use super::{Bus, BusError, Claim, Input, Mode, Output, Start};
 use crate::core::ids::StoreId;
@@ -193,13 +195,17 @@ impl JetStream {
         let connect = |role| connector.connect(role, SUBSCRIPTION_CAPACITY);
         let control = Api::new(connect("control").await?);
         let reading = Api::new(connect("input").await?);
-        let publishing = Api::new(connect("output").await?);
+        let looks = Api::new(connect("looks").await?);
+        let publishing = connector.connect_line("output", SUBSCRIPTION_CAPACITY);
+        let publishing = publishing.await?;
         let input = streams.wanted_input();
         // The smallest first: room may lack.
         ensure_for_ever(&control, &streams.wanted_claim()).await?;
         ensure_for_ever(&control, &input).await?;
+        let mut max_size = usize::MAX;
         for wanted in streams.wanted_outputs() {
-            ensure_for_ever(&control, &wanted).await?;
+            let found = ensure_for_ever(&control, &wanted).await?;
+            max_size = max_size.min(max_message_size(&found));
         }
         let targets = streams.outputs.iter().zip(streams.wanted_outputs());
         let targets = targets.enumerate().map(|(i, (output, wanted))| Target {
@@ -209,7 +215,7 @@ impl JetStream {
         });
         let targets = targets.collect();
         let (monitor, monitoring) = Monitor::start(control.clone(), input.config.name.clone());
-        let publisher = Publisher::new(publishing, targets, Arc::clone(&monitor)).await?;
+        let publisher = Publisher::new(publishing, looks, targets, max_size, Arc::clone(&monitor));
         info!(stream = input.config.name, "the streams are ready");
         Ok(Self {
             reading,
@@ -222,12 +228,12 @@ impl JetStream {
     }
 }
 
-async fn ensure_for_ever(api: &Api, wanted: &Wanted) -> Result<(), BusError> {
+async fn ensure_for_ever(api: &Api, wanted: &Wanted) -> Result<StreamInfo, BusError> {
     let mut said = None;
     loop {
         api.connection().connected().await;
         match ensure(api, wanted).await {
-            Ok(_) => return Ok(()),
+            Ok(found) => return Ok(found),
             Err(BusError::Configuration(why)) => return Err(BusError::Configuration(why)),
             Err(BusError::Unavailable(why)) => wait_for_streams(&mut said, why).await,
         }

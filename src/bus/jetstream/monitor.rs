@@ -7,12 +7,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
 
 use super::api::{Api, StreamInfo};
-use crate::bus::wall_clock;
+use crate::bus::{steady_clock, wall_clock};
 use crate::core::position::Position;
 use crate::core::time::Timestamp;
 
@@ -36,8 +36,8 @@ struct Seen {
     /// The broker's time of the last look at which nothing waited.
     caught_up_at: Timestamp,
     is_offset_said: bool,
-    /// The broker's time, not before that instant of ours.
-    told: Option<(Timestamp, Instant)>,
+    /// The broker's time, not before that time of our steady clock.
+    told: Option<(Timestamp, Duration)>,
 }
 
 /// What was last seen.
@@ -58,7 +58,7 @@ impl Monitor {
             loop {
                 ticks.tick().await;
                 api.connection().connected().await;
-                let (asked, asked_at) = (wall_clock(), Instant::now());
+                let (asked, asked_at) = (wall_clock(), steady_clock());
                 if let Ok(info) = api.stream(&stream).await {
                     looking.saw(info, asked, wall_clock(), asked_at);
                 }
@@ -82,10 +82,10 @@ impl Monitor {
     /// The broker's time; `None` before the first look.
     pub(super) fn now(&self) -> Option<Timestamp> {
         let (told, at) = self.lock().told?;
-        Some(told.plus(at.elapsed()))
+        Some(told.plus(steady_clock().saturating_sub(at)))
     }
 
-    fn saw(&self, info: StreamInfo, asked: Timestamp, answered: Timestamp, asked_at: Instant) {
+    fn saw(&self, info: StreamInfo, asked: Timestamp, answered: Timestamp, asked_at: Duration) {
         let mut seen = self.lock();
         // An older server's is not known: there, ours must do.
         seen.told = Some((info.now.unwrap_or(answered), asked_at));

@@ -4,41 +4,58 @@
 //! |---|---|
 //! | the stream says its sequence | confirmed |
 //! | too large for the broker or the stream, or a subject that we may not use | refused for good |
+//! | too large for a stream that takes less than we knew | not confirmed: it fits in parts |
 //! | any other error, no stream or another one, no leader, no answer in time, connection lost | not confirmed: again, same id; a stream that is gone is made anew |
 //!
 //! One subscription takes all answers, each told apart by a token in its subject. A message with its headers
 //! that the broker would not take is never sent: the broker would close the connection, and with it lose
 //! everything else in flight. After half the duplicate window an id is looked for in the stream instead.
+//!
+//! What was given up must not be stored much later. A lost connection takes with it what waits in its client
+//! ([`Line`]). One that stands must echo what follows an attempt that was given up: the server has processed
+//! everything before it then. Without an echo it is ended, too.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
+use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use serde::Deserialize;
+use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Notify, broadcast, oneshot, watch};
+use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{debug, error, warn};
 
-use super::api::{Api, ApiError, code};
+use super::api::{Api, ApiError, StreamInfo, code};
 use super::monitor::Monitor;
-use super::pull::{From, Pull};
-use super::streams::{Wanted, ensure};
-use crate::bus::connection::{Connection, State, Violation};
+use super::pull::{From, Pull, Pulled};
+use super::singles::singles;
+use super::streams::{Wanted, ensure, max_message_size};
+use crate::bus::connection::{Connection, Line, Violation};
 use crate::bus::wire::MESSAGE_ID_HEADER;
-use crate::bus::{BusError, Confirmation, Outbound, Output, PublishError};
+use crate::bus::{Confirmation, Outbound, Output, PublishError};
+use crate::core::parts::read_id;
+use crate::core::position::REWRITE_MARGIN;
 use crate::core::time::Timestamp;
 
 /// How long one attempt waits for its answer, a connection included.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(5);
-/// How long it is between two looks for streams that are gone.
+/// How long the echo is waited for that must follow an attempt that was given up. With [`CONFIRMED_WITHIN`], nothing
+/// waits longer in a client.
+const ECHO_WITHIN: Duration = Duration::from_secs(20);
+/// How long the end of the process waits for what was sent without confirmation.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(2);
+/// How long it is at the least between two looks at the streams.
 const KEEP_PAUSE: Duration = Duration::from_secs(1);
+/// How long it is at the most.
+const KEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// So many signs of life without a message end a search.
 const MAX_IDLE: u32 = 3;
 
@@ -58,25 +75,49 @@ pub(super) struct Target {
 pub(super) struct Publisher {
     shared: Arc<Shared>,
     monitor: Arc<Monitor>,
-    _answers: Arc<AbortOnDropHandle<()>>,
+    _serving: Arc<AbortOnDropHandle<()>>,
     _keeping: Arc<AbortOnDropHandle<()>>,
 }
 
 struct Shared {
-    api: Api,
+    /// What the streams are looked at and looked through with: over a connection that others' messages may end.
+    looks: Api,
     targets: Vec<Target>,
-    inbox: String,
+    /// What is published over; `None` while there is no connection.
+    session: watch::Sender<Option<Arc<Session>>>,
     last_token: AtomicU64,
     in_flight: Mutex<HashMap<u64, InFlight>>,
+    /// What the broker took when it was connected last, in bytes.
+    max_payload: AtomicUsize,
+    /// What every stream took when they were looked at last, in bytes.
+    max_message_size: AtomicUsize,
+    /// Held by who looks at the streams.
+    looking: AsyncMutex<()>,
     /// Told when no stream has answered a message.
     is_unanswered: Notify,
+    /// Told when an attempt was given up.
+    is_given_up: Notify,
+}
+
+/// One connection, where its answers come, and its number.
+struct Session {
+    connection: Connection,
+    inbox: String,
+    epoch: u64,
 }
 
 struct InFlight {
-    subject: &'static str,
-    /// The connection over which it was sent.
-    epoch: u64,
-    answer: oneshot::Sender<Answer>,
+    subject: Cow<'static, str>,
+    reply: oneshot::Sender<Reply>,
+}
+
+/// What is heard of a message in flight.
+#[derive(Clone, Debug)]
+enum Reply {
+    /// The attempt has ended.
+    Ended(Answer),
+    /// The stream takes no message of that size; why.
+    TooLarge(String),
 }
 
 #[derive(Deserialize)]
@@ -99,43 +140,76 @@ struct PubAckError {
 }
 
 impl Publisher {
-    /// Subscribes to the answers of everything that is published from now on.
-    pub(super) async fn new(
-        api: Api,
+    /// Publishes over this line from now on; every target's stream takes messages of `max_message_size`.
+    pub(super) fn new(
+        line: Line,
+        looks: Api,
         targets: Vec<Target>,
+        max_message_size: usize,
         monitor: Arc<Monitor>,
-    ) -> Result<Self, BusError> {
-        let connection = api.connection().clone();
-        let inbox = connection.client().new_inbox();
-        let answers = connection.client().subscribe(format!("{inbox}.*")).await;
-        let answers = answers.map_err(|error| BusError::Unavailable(error.to_string()))?;
+    ) -> Self {
+        let runtime = line.runtime().clone();
         let shared = Arc::new(Shared {
-            api,
+            looks,
             targets,
-            inbox,
+            session: watch::Sender::new(None),
             last_token: AtomicU64::new(0),
             in_flight: Mutex::default(),
+            max_payload: AtomicUsize::new(line.connection().max_payload()),
+            max_message_size: AtomicUsize::new(max_message_size),
+            looking: AsyncMutex::default(),
             is_unanswered: Notify::new(),
+            is_given_up: Notify::new(),
         });
         let keeping = keep_all(Arc::clone(&shared));
-        let task = answer_all(
-            Arc::clone(&shared),
-            answers,
-            connection.state(),
-            connection.violations(),
-        );
-        Ok(Self {
+        let serving = serve(Arc::clone(&shared), line);
+        Self {
             shared,
             monitor,
-            _answers: Arc::new(AbortOnDropHandle::new(connection.runtime().spawn(task))),
-            _keeping: Arc::new(AbortOnDropHandle::new(connection.runtime().spawn(keeping))),
-        })
+            _serving: Arc::new(AbortOnDropHandle::new(runtime.spawn(serving))),
+            _keeping: Arc::new(AbortOnDropHandle::new(runtime.spawn(keeping))),
+        }
+    }
+}
+
+impl Session {
+    /// Subscribes to the answers; `None` when the client has ended.
+    async fn begin(line: &Line) -> Option<(Arc<Self>, Subscriber)> {
+        let client = line.connection().client();
+        let inbox = client.new_inbox();
+        let answers = client.subscribe(format!("{inbox}.*")).await.ok()?;
+        let session = Self {
+            connection: line.connection().clone(),
+            inbox,
+            epoch: line.epoch(),
+        };
+        Some((Arc::new(session), answers))
+    }
+
+    /// Where one message is answered.
+    fn inbox_of(&self, token: u64) -> String {
+        format!("{}.{token}", self.inbox)
     }
 }
 
 impl Shared {
-    fn connection(&self) -> &Connection {
-        self.api.connection()
+    /// What is published over now, as soon as there is a connection.
+    async fn session(&self) -> Result<Arc<Session>, PublishError> {
+        let mut session = self.session.subscribe();
+        let session = session.wait_for(Option::is_some).await;
+        let session = session.ok().and_then(|session| session.clone());
+        session.ok_or_else(|| unconfirmed("the publisher ended"))
+    }
+
+    fn is_current(&self, session: &Session) -> bool {
+        let current = self.session.borrow();
+        current.as_ref().is_some_and(|it| it.epoch == session.epoch)
+    }
+
+    /// What broker and streams take, in bytes with headers.
+    fn limit(&self) -> usize {
+        let of_streams = self.max_message_size.load(Ordering::Relaxed);
+        self.max_payload.load(Ordering::Relaxed).min(of_streams)
     }
 
     fn target(&self, subject: &str) -> Option<&Target> {
@@ -149,50 +223,106 @@ impl Shared {
     }
 
     async fn publish(self: Arc<Self>, message: Outbound) -> Answer {
+        let answered = timeout(CONFIRMED_WITHIN, self.publish_over_session(message)).await;
+        answered.unwrap_or_else(|_| {
+            // Whoever listens to digests is a responder to the broker, and never answers.
+            self.is_unanswered.notify_one();
+            self.is_given_up.notify_one();
+            Err(unconfirmed("no answer in time"))
+        })
+    }
+
+    async fn publish_over_session(&self, message: Outbound) -> Answer {
+        let session = self.session().await?;
+        let size = wire_size(&message);
+        if size > self.limit() {
+            return Err(PublishError::Refused(format!(
+                "{size} bytes with headers, and {} are taken (max_payload of the broker, max_msg_size of the stream)",
+                self.limit()
+            )));
+        }
         let mut headers = HeaderMap::new();
         headers.insert(MESSAGE_ID_HEADER, message.id.as_str());
         for (name, value) in &message.headers {
             headers.insert(*name, value.as_str());
         }
-        let publishing = async {
-            let epoch = self.connection().connected().await;
-            let (size, limit) = (wire_size(&message), self.connection().max_payload());
-            if size > limit {
-                return Err(PublishError::Refused(format!(
-                    "{size} bytes with headers, and the broker takes {limit} (max_payload)"
-                )));
-            }
-            let (token, answer) = self.register(message.subject, epoch);
-            let _forgotten = Forget(&self, token);
-            let sent = self.connection().client().publish_with_reply_and_headers(
-                message.subject,
-                format!("{}.{token}", self.inbox),
-                headers,
-                message.payload.clone(),
-            );
-            sent.await
-                .map_err(|error| PublishError::Unconfirmed(error.to_string()))?;
-            let answer = answer.await;
-            answer.unwrap_or_else(|_| Err(unconfirmed("the publisher ended")))
-        };
-        let answered = timeout(CONFIRMED_WITHIN, publishing).await;
-        answered.unwrap_or_else(|_| {
-            // Whoever listens to digests is a responder to the broker, and never answers.
-            self.is_unanswered.notify_one();
-            Err(unconfirmed("no answer in time"))
-        })
+        let (token, reply) = self.register(|_| message.subject.into());
+        let _forgotten = Forget(self, token);
+        if !self.is_current(&session) {
+            return Err(unconfirmed("the connection was lost"));
+        }
+        let client = session.connection.client();
+        let sent = client.publish_with_reply_and_headers(
+            message.subject,
+            session.inbox_of(token),
+            headers,
+            message.payload,
+        );
+        sent.await.map_err(|error| unconfirmed(error.to_string()))?;
+        match reply.await {
+            Ok(Reply::Ended(answer)) => answer,
+            Ok(Reply::TooLarge(why)) if self.takes_less(size).await => Err(unconfirmed(why)),
+            Ok(Reply::TooLarge(why)) => Err(PublishError::Refused(why)),
+            Err(_) => Err(unconfirmed("the publisher ended")),
+        }
     }
 
-    fn register(&self, subject: &'static str, epoch: u64) -> (u64, oneshot::Receiver<Answer>) {
+    /// Whether the streams, looked at again, do not take a message that was within the limit.
+    async fn takes_less(&self, size: usize) -> bool {
+        // Many messages are refused at once, and the first look serves them all.
+        let _one = self.looking.lock().await;
+        if size <= self.limit() {
+            self.look_at_streams().await;
+        }
+        size > self.limit()
+    }
+
+    /// Reads what the streams take, and makes a stream anew that was deleted under us: else nothing more would be
+    /// published until the next start.
+    async fn look_at_streams(&self) {
+        let (mut smallest, mut is_complete) = (usize::MAX, true);
+        for target in &self.targets {
+            match look_at(&self.looks, &target.stream).await {
+                Some(found) => smallest = smallest.min(max_message_size(&found)),
+                None => is_complete = false,
+            }
+        }
+        if is_complete {
+            self.max_message_size.store(smallest, Ordering::Relaxed);
+        }
+    }
+
+    fn register(
+        &self,
+        subject: impl FnOnce(u64) -> Cow<'static, str>,
+    ) -> (u64, oneshot::Receiver<Reply>) {
         let token = self.last_token.fetch_add(1, Ordering::Relaxed) + 1;
-        let (sender, receiver) = oneshot::channel();
-        let in_flight = InFlight {
-            subject,
-            epoch,
-            answer: sender,
-        };
-        self.in_flight().insert(token, in_flight);
+        let subject = subject(token);
+        let (reply, receiver) = oneshot::channel();
+        self.in_flight().insert(token, InFlight { subject, reply });
         (token, receiver)
+    }
+
+    /// Resolves when what was given up may still wait in the client: a message that follows it does not come back.
+    async fn stuck(&self, session: &Session) {
+        loop {
+            self.is_given_up.notified().await;
+            let echoed = timeout(ECHO_WITHIN, self.echo(session)).await;
+            if !matches!(echoed, Ok(Some(_))) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a message of our own that follows all others; `None` when the connection ended.
+    async fn echo(&self, session: &Session) -> Option<Reply> {
+        let (token, reply) = self.register(|token| session.inbox_of(token).into());
+        let _forgotten = Forget(self, token);
+        let client = session.connection.client();
+        let sent = client.publish(session.inbox_of(token), Bytes::new());
+        sent.await.ok()?;
+        // A refusal comes back, too.
+        reply.await.ok()
     }
 
     fn answer(&self, message: &Message) {
@@ -209,8 +339,8 @@ impl Shared {
         }
         // Nobody waits for one that comes too late.
         if let Some(in_flight) = self.in_flight().remove(&token) {
-            let target = self.target(in_flight.subject);
-            in_flight.answer.send(read_answer(message, target)).ok();
+            let target = self.target(&in_flight.subject);
+            in_flight.reply.send(read_reply(message, target)).ok();
         }
     }
 
@@ -223,7 +353,7 @@ impl Shared {
                 .collect()
         };
         for (_, in_flight) in meant {
-            in_flight.answer.send(Err(error.clone())).ok();
+            in_flight.reply.send(Reply::Ended(Err(error.clone()))).ok();
         }
     }
 }
@@ -239,7 +369,7 @@ impl Drop for Forget<'_> {
 
 impl Output for Publisher {
     fn max_payload(&self) -> usize {
-        self.shared.connection().max_payload()
+        self.shared.limit()
     }
 
     fn publish(&self, message: Outbound) -> BoxFuture<'static, Answer> {
@@ -251,6 +381,7 @@ impl Output for Publisher {
         subject: &'static str,
         ids: HashSet<String>,
         after: u64,
+        since: Timestamp,
     ) -> BoxFuture<'static, Result<Vec<(String, u64)>, PublishError>> {
         let Some(target) = self.shared.target(subject).cloned() else {
             return std::future::ready(Ok(Vec::new())).boxed();
@@ -258,7 +389,7 @@ impl Output for Publisher {
         let after = if target.is_searched_from { after } else { 0 };
         let shared = Arc::clone(&self.shared);
         async move {
-            let found = find(&shared.api, &target.stream.config.name, ids, after).await;
+            let found = find(&shared.looks, &target.stream.config.name, ids, after, since).await;
             if found.is_err() {
                 // The stream may be gone.
                 shared.is_unanswered.notify_one();
@@ -273,12 +404,27 @@ impl Output for Publisher {
     }
 
     fn send(&self, subject: String, payload: Bytes) {
-        let client: Client = self.shared.connection().client().clone();
-        // It waits only while the client's bounded queue is full: then it is dropped, as telemetry may be.
-        let sent = tokio::task::unconstrained(client.publish(subject, payload)).now_or_never();
+        let session = self.shared.session.borrow().clone();
+        let sent = session.and_then(|session| {
+            // It waits only while the client's bounded queue is full: then it is dropped, as telemetry may be.
+            let sent = session.connection.client().publish(subject, payload);
+            tokio::task::unconstrained(sent).now_or_never()
+        });
         if !matches!(sent, Some(Ok(()))) {
             debug!("a message without confirmation was dropped");
         }
+    }
+
+    fn flush(&self) -> BoxFuture<'static, ()> {
+        let shared = Arc::clone(&self.shared);
+        async move {
+            let session = shared.session.borrow().clone();
+            if let Some(session) = session {
+                // Telemetry and answers that may be lost.
+                drop(timeout(FLUSHED_WITHIN, shared.echo(&session)).await);
+            }
+        }
+        .boxed()
     }
 }
 
@@ -292,13 +438,32 @@ fn wire_size(message: &Outbound) -> usize {
     FRAME + id + headers.sum::<usize>() + message.payload.len()
 }
 
-/// Hands every answer to who waits for it. Ends with its [`Publisher`].
-async fn answer_all(
-    shared: Arc<Shared>,
-    mut answers: Subscriber,
-    mut state: watch::Receiver<State>,
-    mut violations: broadcast::Receiver<Violation>,
-) {
+/// Publishes over one connection after the other. Ends with its [`Publisher`].
+async fn serve(shared: Arc<Shared>, mut line: Line) {
+    loop {
+        if let Some((session, answers)) = Session::begin(&line).await {
+            let connection = line.connection();
+            let max_payload = connection.max_payload();
+            shared.max_payload.store(max_payload, Ordering::Relaxed);
+            let violations = connection.violations();
+            shared.session.send_replace(Some(Arc::clone(&session)));
+            tokio::select! {
+                () = answer_all(&shared, answers, violations) => {}
+                () = connection.lost() => {}
+                () = shared.stuck(&session) => {
+                    warn!(within = ?ECHO_WITHIN, "the broker takes nothing more over this connection, connecting again");
+                }
+            }
+            shared.session.send_replace(None);
+            // Whoever registers from now on sees that the connection is gone.
+            shared.answer_those(|_| true, &unconfirmed("the connection was lost"));
+        }
+        line.renew().await;
+    }
+}
+
+/// Hands every answer to who waits for it, until the connection ends.
+async fn answer_all(shared: &Shared, mut answers: Subscriber, mut violations: Receiver<Violation>) {
     loop {
         tokio::select! {
             biased;
@@ -306,17 +471,6 @@ async fn answer_all(
                 Some(answer) => shared.answer(&answer),
                 None => return,
             },
-            changed = state.changed() => {
-                if changed.is_err() {
-                    return;
-                }
-                let now = match *state.borrow_and_update() {
-                    State::Connected { epoch } => Some(epoch),
-                    State::Disconnected { .. } => None,
-                };
-                let lost = unconfirmed("the connection was lost");
-                shared.answer_those(|sent| Some(sent.epoch) != now, &lost);
-            }
             violation = violations.recv() => match violation {
                 Ok(Violation::Publish(subject)) => {
                     let refused = PublishError::Refused(format!("our user may not publish to {subject}"));
@@ -330,56 +484,78 @@ async fn answer_all(
     }
 }
 
-/// Makes a stream anew that was deleted under us: else nothing more would be published until the next start. Ends
-/// with its [`Publisher`].
+/// Looks at a stream, and makes it anew when it is gone; `None` when neither can be done now.
+async fn look_at(api: &Api, wanted: &Wanted) -> Option<StreamInfo> {
+    let name = &wanted.config.name;
+    match api.stream(name).await {
+        Ok(found) => Some(found),
+        Err(ApiError::Refused {
+            code: code::STREAM_NOT_FOUND,
+            ..
+        }) => {
+            error!(stream = name, "the output stream is gone, making it anew");
+            let made = ensure(api, wanted).await.inspect_err(|error| {
+                warn!(stream = name, %error, "the output stream cannot be made anew yet");
+            });
+            made.ok()
+        }
+        Err(error) => {
+            debug!(stream = name, %error, "the output stream cannot be looked at");
+            None
+        }
+    }
+}
+
+/// Looks at the streams when no stream answers, and now and then. Ends with its [`Publisher`].
 async fn keep_all(shared: Arc<Shared>) {
     loop {
-        shared.is_unanswered.notified().await;
-        for target in &shared.targets {
-            let name = &target.stream.config.name;
-            let Err(ApiError::Refused {
-                code: code::STREAM_NOT_FOUND,
-                ..
-            }) = shared.api.stream(name).await
-            else {
-                continue;
-            };
-            error!(stream = name, "the output stream is gone, making it anew");
-            if let Err(error) = ensure(&shared.api, &target.stream).await {
-                warn!(stream = name, %error, "the output stream cannot be made anew yet");
-            }
-        }
-        // Many messages find it missing at once, and each is sent again.
+        // Nobody says that a stream takes more again.
+        drop(timeout(KEEP_INTERVAL, shared.is_unanswered.notified()).await);
+        shared.looks.connection().connected().await;
+        let one = shared.looking.lock().await;
+        shared.look_at_streams().await;
+        drop(one);
+        // Many messages find one missing at once, and each is sent again.
         sleep(KEEP_PAUSE).await;
     }
 }
 
-fn read_answer(message: &Message, target: Option<&Target>) -> Answer {
+fn read_reply(message: &Message, target: Option<&Target>) -> Reply {
     if let Some(status) = message.status {
-        return Err(unconfirmed(format!(
-            "no stream takes it now ({})",
-            status.as_u16()
-        )));
+        let why = format!("no stream takes it now ({})", status.as_u16());
+        return Reply::Ended(Err(unconfirmed(why)));
     }
-    let ack: PubAck = serde_json::from_slice(&message.payload)
-        .map_err(|error| unconfirmed(format!("an answer that cannot be read: {error}")))?;
-    match ack.error {
-        None if ack.seq > 0 => match target {
-            Some(target) if target.stream.config.name != ack.stream => Err(unconfirmed(format!(
-                "stored by {} instead of {}: that stream must give up the subject",
-                ack.stream, target.stream.config.name
-            ))),
-            _ => Ok(Confirmation {
-                // Two streams' sequences would be taken for one's.
-                sequence: target
-                    .is_some_and(|target| target.is_searched_from)
-                    .then_some(ack.seq),
-                is_duplicate: ack.duplicate,
-            }),
+    let ack: PubAck = match serde_json::from_slice(&message.payload) {
+        Ok(ack) => ack,
+        Err(error) => {
+            let why = format!("an answer that cannot be read: {error}");
+            return Reply::Ended(Err(unconfirmed(why)));
+        }
+    };
+    match &ack.error {
+        None => Reply::Ended(read_confirmation(&ack, target)),
+        Some(error) => match error.err_code {
+            code::MESSAGE_TOO_LARGE => Reply::TooLarge(error.describe()),
+            code::HEADERS_TOO_LARGE => Reply::Ended(Err(PublishError::Refused(error.describe()))),
+            _ => Reply::Ended(Err(unconfirmed(error.describe()))),
         },
-        None => Err(unconfirmed("an answer without a sequence")),
-        Some(error) if is_for_good(error.err_code) => Err(PublishError::Refused(error.describe())),
-        Some(error) => Err(unconfirmed(error.describe())),
+    }
+}
+
+fn read_confirmation(ack: &PubAck, target: Option<&Target>) -> Answer {
+    match target {
+        _ if ack.seq == 0 => Err(unconfirmed("an answer without a sequence")),
+        Some(target) if target.stream.config.name != ack.stream => Err(unconfirmed(format!(
+            "stored by {} instead of {}: that stream must give up the subject",
+            ack.stream, target.stream.config.name
+        ))),
+        _ => Ok(Confirmation {
+            // Two streams' sequences would be taken for one's.
+            sequence: target
+                .is_some_and(|target| target.is_searched_from)
+                .then_some(ack.seq),
+            is_duplicate: ack.duplicate,
+        }),
     }
 }
 
@@ -389,57 +565,89 @@ impl PubAckError {
     }
 }
 
-const fn is_for_good(error: u64) -> bool {
-    matches!(error, code::MESSAGE_TOO_LARGE | code::HEADERS_TOO_LARGE)
-}
-
 fn unconfirmed(why: impl Into<String>) -> PublishError {
     PublishError::Unconfirmed(why.into())
 }
 
-/// Reads the stream's headers once, from a sequence to its end as it is now.
+/// Reads the stream once, from a sequence or an instant, whichever comes first in it, to its end as it is now.
 async fn find(
     api: &Api,
     stream: &str,
     ids: HashSet<String>,
     after: u64,
+    since: Timestamp,
 ) -> Result<Vec<(String, u64)>, PublishError> {
     let error =
         |error: &dyn std::fmt::Display| unconfirmed(format!("failed to read {stream}: {error}"));
     let info = api.stream(stream).await.map_err(|e| error(&e))?;
-    let (first, last) = (info.state.first_seq, info.state.last_seq);
-    // A stream that ends before our sequence is not the one that gave it.
-    let after = if last < after { 0 } else { after };
-    let mut found = Vec::new();
-    if info.state.messages == 0 || last <= after || ids.is_empty() {
-        return Ok(found);
+    if info.state.messages == 0 || ids.is_empty() {
+        return Ok(Vec::new());
     }
-    let from = From::Sequence(first.max(after + 1));
-    let mut pull = Pull::create(api, stream, from, true)
-        .await
-        .map_err(|e| error(&e))?;
+    // Not its headers alone: nats-server 2.14 ends in a panic where it is asked for those of a block of one byte.
+    let begin = async |from| Pull::create(api, stream, from).await;
+    let by_time = begin(From::Time(since.minus(REWRITE_MARGIN))).await;
+    let mut pull = by_time.map_err(|e| error(&e))?;
+    if pull.begins_behind() > after {
+        pull.delete().await;
+        let by_sequence = begin(From::Sequence(after + 1)).await;
+        pull = by_sequence.map_err(|e| error(&e))?;
+    }
+    let mut search = Search {
+        ids,
+        found: Vec::new(),
+        read_up_to: pull.begins_behind(),
+        last: info.state.last_seq,
+    };
     let mut messages = Vec::new();
     // The last sequence may be that of a message that was deleted.
     let (mut is_read, mut num_idle) = (pull.was_empty(), 0);
     while !is_read {
-        pull.take(1000, &mut messages)
-            .await
-            .map_err(|e| error(&e))?;
+        let is_broken = pull.take(1000, &mut messages).await.is_err();
         num_idle = if messages.is_empty() { num_idle + 1 } else { 0 };
-        if num_idle > MAX_IDLE {
-            return Err(error(&"it shrank meanwhile"));
-        }
-        for message in messages.drain(..) {
-            let id = message
-                .headers
-                .as_ref()
-                .and_then(|headers| headers.get(MESSAGE_ID_HEADER));
-            if let Some(id) = id.filter(|id| ids.contains(id.as_str())) {
-                found.push((id.as_str().to_owned(), message.meta.sequence));
+        is_read = search.see(messages.drain(..));
+        if is_read || !is_broken {
+            if num_idle > MAX_IDLE {
+                return Err(error(&"it shrank meanwhile"));
             }
-            is_read = message.meta.sequence >= last || message.meta.num_pending == 0;
+            continue;
         }
+        let is_stuck = !pull.has_yielded();
+        // On the next connection it would be served with what has ended this one.
+        drop(pull);
+        if is_stuck {
+            // What is asked on a connection that has ended gets no answer.
+            api.connection().connected().await;
+            let next = singles(api, stream, search.read_up_to, search.last).await;
+            search.see(next.map_err(|e| error(&e))?);
+        }
+        let next = begin(From::Sequence(search.read_up_to + 1)).await;
+        pull = next.map_err(|e| error(&e))?;
+        is_read = pull.was_empty();
     }
     pull.delete().await;
-    Ok(found)
+    Ok(search.found)
+}
+
+/// What is looked for in a stream, and how far.
+struct Search {
+    ids: HashSet<String>,
+    found: Vec<(String, u64)>,
+    read_up_to: u64,
+    last: u64,
+}
+
+impl Search {
+    /// Takes the next messages; returns whether they are the last.
+    fn see(&mut self, messages: impl IntoIterator<Item = Pulled>) -> bool {
+        let mut is_read = false;
+        for Pulled { meta, headers, .. } in messages {
+            let id = headers.as_ref().and_then(|it| it.get(MESSAGE_ID_HEADER));
+            if let Some(id) = id.filter(|id| self.ids.contains(read_id(id.as_str()).0)) {
+                self.found.push((id.as_str().to_owned(), meta.sequence));
+            }
+            self.read_up_to = meta.sequence;
+            is_read = meta.sequence >= self.last || meta.num_pending == 0;
+        }
+        is_read
+    }
 }

@@ -3,7 +3,7 @@
 //! | what comes | what follows |
 //! |---|---|
 //! | a message with the next consumer sequence | yielded |
-//! | any other sequence, an error, the end of the subscription, silence | [`Broken`]: the owner begins anew |
+//! | any other sequence, an error, the end of the subscription, silence, another connection | [`Broken`]: the owner begins anew |
 //! | a heartbeat that counts more than was seen | [`Broken`] |
 //! | the end of a request, by time or by bytes | the rest of it is asked for again |
 //!
@@ -22,9 +22,11 @@ use bytes::Bytes;
 use futures::StreamExt;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio::time::{Instant, timeout_at};
 
 use super::api::{Api, ApiError, no_answer};
+use crate::bus::connection::State;
 use crate::core::time::Timestamp;
 
 /// Messages of one request.
@@ -33,11 +35,14 @@ const BATCH: u64 = 1000;
 const MAX_OUTSTANDING: u64 = 4 * BATCH;
 /// Bytes of one request, until a single message is larger. A prime: no number of equal messages fills it to
 /// the byte, which would end the request without a word.
-const MAX_BYTES: u64 = 4_194_301;
+pub(super) const MAX_BYTES: u64 = 4_194_301;
+/// How long the broker keeps a request that it cannot fill.
 const EXPIRES: Duration = Duration::from_secs(5);
+/// How often it says that it still has one.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Silence that long is no heartbeat missed twice, but a consumer that is gone.
 const SILENCE: Duration = Duration::from_millis(2500);
+/// How long it keeps a consumer that nobody asks.
 const INACTIVE: Duration = Duration::from_secs(30);
 
 /// Where a consumer begins.
@@ -98,8 +103,6 @@ struct ConsumerConfig<'a> {
     inactive_threshold: u128,
     num_replicas: usize,
     mem_storage: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    headers_only: bool,
 }
 
 #[derive(Deserialize)]
@@ -127,8 +130,6 @@ struct CreatedConfig {
     filter_subject: Option<String>,
     #[serde(default)]
     filter_subjects: Option<Vec<String>>,
-    #[serde(default)]
-    headers_only: bool,
 }
 
 impl CreatedConfig {
@@ -142,8 +143,7 @@ impl CreatedConfig {
                 .as_deref()
                 .unwrap_or_default()
                 .is_empty()
-            && self.filter_subjects.as_ref().is_none_or(Vec::is_empty)
-            && self.headers_only == wanted.headers_only;
+            && self.filter_subjects.as_ref().is_none_or(Vec::is_empty);
         if is_same {
             Ok(())
         } else {
@@ -158,6 +158,9 @@ impl CreatedConfig {
 #[derive(Debug)]
 pub(super) struct Pull {
     api: Api,
+    state: watch::Receiver<State>,
+    /// The connection on which it was created.
+    epoch: u64,
     subscriber: Subscriber,
     inbox: Subject,
     next_request: Subject,
@@ -172,14 +175,10 @@ pub(super) struct Pull {
 
 impl Pull {
     /// Creates a consumer and compares what the broker made of it with what was asked.
-    pub(super) async fn create(
-        api: &Api,
-        stream: &str,
-        from: From,
-        headers_only: bool,
-    ) -> Result<Self, ApiError> {
+    pub(super) async fn create(api: &Api, stream: &str, from: From) -> Result<Self, ApiError> {
         let name = format!("tocsin-{:016x}", getrandom::u64().map_err(no_answer)?);
         let client = api.connection().client();
+        let epoch = api.connection().connected().await;
         let inbox = Subject::from(client.new_inbox());
         let subscriber = client.subscribe(inbox.clone()).await.map_err(no_answer)?;
         let (deliver_policy, opt_start_seq, opt_start_time) = match from {
@@ -197,7 +196,6 @@ impl Pull {
             inactive_threshold: INACTIVE.as_nanos(),
             num_replicas: 1,
             mem_storage: true,
-            headers_only,
         };
         let request = CreateRequest {
             stream_name: stream,
@@ -208,6 +206,8 @@ impl Pull {
         created.config.compare(&config)?;
         Ok(Self {
             api: api.clone(),
+            state: api.connection().state(),
+            epoch,
             subscriber,
             inbox,
             next_request: format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}").into(),
@@ -238,6 +238,21 @@ impl Pull {
     /// Appends what has arrived, waiting for the first, at most `max_messages`; nothing when only a sign of
     /// life came. Safe to cancel. What was appended before [`Broken`] is in order, and counts.
     pub(super) async fn take(
+        &mut self,
+        max_messages: usize,
+        into: &mut Vec<Pulled>,
+    ) -> Result<(), Broken> {
+        let (mut state, epoch) = (self.state.clone(), self.epoch);
+        let is_other = |state: &State| *state != State::Connected { epoch };
+        tokio::select! {
+            biased;
+            taken = self.take_arrived(max_messages, into) => taken,
+            // The sender lives as long as the connection that we hold.
+            _ = state.wait_for(is_other) => Err(broken("the connection was lost")),
+        }
+    }
+
+    async fn take_arrived(
         &mut self,
         max_messages: usize,
         into: &mut Vec<Pulled>,

@@ -8,31 +8,27 @@
 //! | stands | a consumer from the sequence after ours |
 //! | stands, but some of it is gone | the same, and what is gone is counted to the message |
 //! | was rewritten, or is another stream's | a new generation: an empty batch, then all since its base in time |
-//! | stands, but the last consumer broke before its first message | the next [`SINGLES`] messages, each asked for by itself |
-//!
-//! The last is for headers that end the client's connection because it cannot read them: a publisher may write
-//! any, the broker stores them, and every consumer that begins before them ends in the same way.
+//! | stands, but the last consumer broke before its first message | the next messages, each asked for by itself (`singles`) |
 //!
 //! A consumer whose start lies beyond the stream's end raises no error and silently skips what is published
 //! until it gets there: so the stream is looked at again *after* the consumer was made, and only when both
 //! looks agree is it read.
 
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{HeaderMap, HeaderValue};
+use async_nats::HeaderMap;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::watch;
 use tokio::time::sleep;
 use tracing::{debug, error, info, warn};
 
 use super::api::{Api, ApiError, StreamInfo, code};
 use super::monitor::Monitor;
-use super::pull::{From, Meta, Pull, Pulled};
+use super::pull::{From, Pull, Pulled};
+use super::singles::singles;
 use super::streams::{Wanted, ensure};
-use crate::bus::connection::{State, jitter};
+use crate::bus::connection::jitter;
 use crate::bus::wire::REPLY_TO_HEADER;
 use crate::bus::{BusError, Input, InputStats, RawBatch, RawMessage, Start};
 use crate::core::ids::placement_hash;
@@ -46,7 +42,6 @@ pub(super) struct Reader {
     api: Api,
     wanted: Wanted,
     monitor: Arc<Monitor>,
-    state: watch::Receiver<State>,
     begin: Position,
     /// The last watermark that was yielded.
     last: Position,
@@ -54,7 +49,7 @@ pub(super) struct Reader {
     highest: Option<Position>,
     /// Up to where every message was yielded or counted as missing; `None` until the first is seen.
     accounted: Option<u64>,
-    source: Option<Source>,
+    source: Option<Pull>,
     /// The way to the next source, while there is none.
     recovering: Option<BoxFuture<'static, Recovered>>,
     /// A generation that begins is said by an empty batch.
@@ -68,17 +63,12 @@ pub(super) struct Reader {
     fill_said: Fill,
 }
 
-struct Source {
-    pull: Pull,
-    epoch: u64,
-}
-
 /// How reading goes on after it was interrupted.
 enum Recovered {
     Continued {
-        source: Box<Source>,
-        /// How many messages are gone that were not counted yet.
+        source: Box<Pull>,
         origin: Origin,
+        /// How many messages are gone that were not counted yet.
         missing: u64,
         accounted: Option<u64>,
     },
@@ -97,9 +87,6 @@ struct Anew {
     accounted: Option<u64>,
     is_stuck: bool,
 }
-
-/// How many messages are asked for by themselves until a consumer is tried again.
-const SINGLES: usize = 100;
 
 /// How much of the room is unread, as it was last said.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
@@ -124,7 +111,6 @@ impl Reader {
         positions: &[Option<Position>],
         start: Start,
     ) -> Result<Self, BusError> {
-        let state = api.connection().state();
         let highest = position_to_verify(positions);
         let mut said = None;
         let (base, missing, rewrites, accounted) = loop {
@@ -145,7 +131,6 @@ impl Reader {
             api,
             wanted,
             monitor,
-            state,
             begin: base,
             last: base,
             highest: highest.filter(|_| is_same_history),
@@ -182,20 +167,12 @@ impl Reader {
                 self.recover().await;
                 continue;
             };
-            let epoch = source.epoch;
-            let taken = tokio::select! {
-                biased;
-                taken = source.pull.take(max_messages.max(1), &mut pulled) => {
-                    taken.map_err(|broken| broken.to_string())
-                }
-                () = is_lost(&mut self.state, epoch) => Err("the connection was lost".to_owned()),
-            };
-            if let Err(why) = taken {
+            if let Err(broken) = source.take(max_messages.max(1), &mut pulled).await {
                 debug!(
-                    error = why,
+                    error = %broken,
                     "reading the input begins anew at its own position"
                 );
-                self.is_stuck = !source.pull.has_yielded();
+                self.is_stuck = !source.has_yielded();
                 self.source = None;
                 self.stats.restarts += 1;
             }
@@ -324,8 +301,8 @@ impl Anew {
     async fn recover(self) -> Recovered {
         let mut said = None;
         loop {
-            let epoch = self.api.connection().connected().await;
-            let why = match self.begin(epoch).await {
+            self.api.connection().connected().await;
+            let why = match self.begin().await {
                 Ok(recovered) => {
                     if said.is_some() {
                         info!("the input is read again");
@@ -339,7 +316,7 @@ impl Anew {
         }
     }
 
-    async fn begin(&self, epoch: u64) -> Result<Recovered, BusError> {
+    async fn begin(&self) -> Result<Recovered, BusError> {
         let positions = [Some(self.last), self.highest];
         let verify = self.highest.unwrap_or(self.last);
         let before = look(&self.api, &self.wanted, Some(verify)).await?;
@@ -358,10 +335,11 @@ impl Anew {
                 let base = generation_base(before.view.created, generation, from);
                 return Ok(Recovered::Rewritten(base));
             }
+            // Never: there is a position.
             Resume::Fresh => (self.last.origin, 0),
         };
         let name = &self.wanted.config.name;
-        let pull = Pull::create(&self.api, name, start_of(&self.last), false).await;
+        let pull = Pull::create(&self.api, name, start_of(&self.last)).await;
         let pull = pull.map_err(|error| unavailable(&error))?;
         let after = look(&self.api, &self.wanted, Some(verify)).await?;
         if !matches!(resume(&positions, &after.view), Resume::Continue { .. }) {
@@ -371,7 +349,9 @@ impl Anew {
             ));
         }
         if self.is_stuck {
-            let singles = self.singles(&pull, &after.view).await?;
+            let behind = pull.begins_behind().max(self.last.cursor.sequence);
+            let singles = singles(&self.api, name, behind, after.view.last_sequence).await;
+            let singles = singles.map_err(|error| unavailable(&error))?;
             if !singles.is_empty() {
                 return Ok(Recovered::Singles(singles));
             }
@@ -382,37 +362,11 @@ impl Anew {
             self.accounted
         };
         Ok(Recovered::Continued {
-            source: Box::new(Source { pull, epoch }),
+            source: Box::new(pull),
             origin,
             missing,
             accounted,
         })
-    }
-
-    /// The next messages of a consumer, without it.
-    async fn singles(&self, pull: &Pull, view: &StreamView) -> Result<Vec<Pulled>, BusError> {
-        let mut singles = Vec::new();
-        let mut sequence = pull.begins_behind().max(self.last.cursor.sequence);
-        while singles.len() < SINGLES && sequence < view.last_sequence {
-            let next = self
-                .api
-                .message_from(&self.wanted.config.name, sequence + 1);
-            let Some(message) = next.await.map_err(|error| unavailable(&error))? else {
-                break;
-            };
-            sequence = message.sequence;
-            singles.push(Pulled {
-                meta: Meta {
-                    sequence,
-                    timestamp: message.timestamp,
-                    num_pending: view.last_sequence.saturating_sub(sequence),
-                },
-                subject: message.subject.as_str().into(),
-                headers: reply_to_header(&message.headers),
-                payload: message.payload,
-            });
-        }
-        Ok(singles)
     }
 
     /// How many of the missing were not counted yet.
@@ -578,23 +532,6 @@ fn reply_to(headers: &HeaderMap) -> Option<Box<str>> {
             .bytes()
             .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'*' | b'>'));
     is_inbox.then(|| inbox.into())
-}
-
-/// The one header that is read, from a block that a client may not be able to read.
-fn reply_to_header(block: &[u8]) -> Option<HeaderMap> {
-    let block = String::from_utf8_lossy(block);
-    let mut lines = block.lines().filter_map(|line| line.split_once(':'));
-    let (name, inbox) = lines.find(|(name, _)| *name == REPLY_TO_HEADER)?;
-    let mut headers = HeaderMap::new();
-    headers.insert(name, HeaderValue::from_str(inbox.trim()).ok()?);
-    Some(headers)
-}
-
-/// Resolves when the connection is no longer the one of that number.
-async fn is_lost(state: &mut watch::Receiver<State>, epoch: u64) {
-    let is_other = |state: &State| *state != State::Connected { epoch };
-    // The sender lives as long as the connection that we hold.
-    drop(state.wait_for(is_other).await);
 }
 
 fn unavailable(error: &ApiError) -> BusError {

@@ -3,7 +3,7 @@
 //! | what differs | what follows |
 //! |---|---|
 //! | a field on which the no-loss protocol stands (subjects, retention, storage, age, duplicates …) | refused, naming stream, field, found, wanted and what to type |
-//! | room, copies | said, and accepted |
+//! | room, copies, the size of a message | said, and accepted: a digest that is too large goes in parts |
 //!
 //! What the server says it has is compared after a creation too: an older server silently drops what it does
 //! not know. Nothing of an existing stream is ever changed here: it is the operator's.
@@ -88,6 +88,12 @@ pub(super) async fn ensure(api: &Api, wanted: &Wanted) -> Result<StreamInfo, Bus
         );
     }
     Ok(found)
+}
+
+/// The largest message with headers that the stream takes, in bytes.
+pub(super) fn max_message_size(stream: &StreamInfo) -> usize {
+    let limit = usize::try_from(stream.config.max_msg_size).unwrap_or_default();
+    if limit == 0 { usize::MAX } else { limit }
 }
 
 async fn create(api: &Api, wanted: &Wanted) -> Result<StreamInfo, BusError> {

@@ -1,8 +1,7 @@
 //! Writes what goes out, in exactly the bytes that others compare, and splits what the broker would not take.
 //!
 //! A message's size is its payload **and** its header block; a server that gets more than `max_payload` closes
-//! the connection. The id of a part names the range it holds, never its number: split anew under another
-//! `max_payload`, no part has the id of one with other content, and the broker drops only true repeats.
+//! the connection. What a part is called is in `core/parts.rs`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -18,6 +17,7 @@ use super::{
 use crate::bus::Outbound;
 use crate::core::ids::{Id, MessageId};
 use crate::core::outbox::DeadLetter;
+use crate::core::parts::{Stored, part_id};
 use crate::core::time::Timestamp;
 use crate::domains::Command;
 use crate::domains::alarms::{Digest, DigestEntry};
@@ -62,22 +62,29 @@ fn header_block_bytes<'a>(
         + "\r\n".len()
 }
 
-/// The messages that carry a digest, in order: one, or as many as `max_payload` asks for.
+/// The messages that carry what is not stored of a digest, in order: one, or as many as `max_payload` asks for; none
+/// where all of it is stored.
 ///
 /// # Errors
 /// [`TooLarge`] when a single alarm does not fit.
 pub fn split_digest(
     id: &MessageId,
     digest: &Digest,
+    stored: &Stored,
     max_payload: usize,
 ) -> Result<Vec<Outbound>, TooLarge> {
+    if stored.is_all_of(digest.alarms.len()) {
+        return Ok(Vec::new());
+    }
     let Whole {
         bytes: whole,
         head_bytes,
         ends,
     } = whole_digest(digest);
     let id = id.to_string();
-    if whole.len() + header_block_bytes(id.len(), std::iter::empty()) <= max_payload {
+    if stored.end == 0
+        && whole.len() + header_block_bytes(id.len(), std::iter::empty()) <= max_payload
+    {
         return Ok(vec![Outbound {
             subject: DIGEST,
             id,
@@ -86,18 +93,25 @@ pub fn split_digest(
         }]);
     }
     let overhead = head_bytes + DIGEST_TAIL.len() + part_overhead(&id, ends.len(), &[]);
+    let first = stored.end;
+    let start = match first.checked_sub(1).and_then(|last| ends.get(last)) {
+        Some(end) => end + ",".len(),
+        None => head_bytes,
+    };
+    let left = ends.get(first..).unwrap_or_default();
     let ranges =
-        pack(head_bytes, &ends, max_payload.checked_sub(overhead)).map_err(|bytes| TooLarge {
+        pack(start, left, max_payload.checked_sub(overhead)).map_err(|bytes| TooLarge {
             needed: overhead + bytes,
             max_payload,
         })?;
     let head = whole.get(..head_bytes).unwrap_or_default();
-    let num_parts = ranges.len();
-    let parts = ranges.into_iter().zip(1..).map(|((entries, bytes), part)| {
+    let num_parts = stored.num_parts + ranges.len();
+    let parts = ranges.into_iter().zip(stored.num_parts + 1..);
+    let parts = parts.map(|((entries, bytes), part)| {
         let body = whole.get(bytes).unwrap_or_default();
         Outbound {
             subject: DIGEST,
-            id: part_id(&id, &entries),
+            id: part_id(&id, &(first + entries.start..first + entries.end)),
             headers: vec![(PART_HEADER, format!("{part}/{num_parts}"))],
             payload: [head, body, DIGEST_TAIL].concat().into(),
         }
@@ -173,19 +187,19 @@ fn part_overhead(id: &str, num_entries: usize, headers: &[(&'static str, String)
     header_block_bytes(id_bytes, headers.chain([part]))
 }
 
-fn part_id(id: &str, range: &Range<usize>) -> String {
-    format!("{id}.{}-{}", range.start, range.end)
-}
-
-/// The messages that carry a refused message's bytes, unchanged and in order.
+/// The messages that carry what is not stored of a refused message's bytes, unchanged and in order.
 ///
 /// # Errors
 /// [`TooLarge`] when not even the headers fit.
 pub fn split_dead_letter(
     id: &MessageId,
     letter: &DeadLetter,
+    stored: &Stored,
     max_payload: usize,
 ) -> Result<Vec<Outbound>, TooLarge> {
+    if stored.is_all_of(letter.payload.len()) {
+        return Ok(Vec::new());
+    }
     let id = id.to_string();
     let headers = vec![
         (REASON_HEADER, header_text(&letter.reason)),
@@ -198,7 +212,7 @@ pub fn split_dead_letter(
         headers: headers.clone(),
         payload: letter.payload.clone(),
     };
-    if message_bytes(&whole) <= max_payload {
+    if stored.end == 0 && message_bytes(&whole) <= max_payload {
         return Ok(vec![whole]);
     }
     let num_bytes = letter.payload.len();
@@ -210,11 +224,12 @@ pub fn split_dead_letter(
             max_payload,
         });
     }
-    let num_parts = num_bytes.div_ceil(room);
-    let parts = (0..num_parts).map(|part| {
-        let range = part * room..num_bytes.min((part + 1) * room);
+    let firsts = (stored.end..num_bytes).step_by(room);
+    let num_parts = stored.num_parts + firsts.len();
+    let parts = firsts.zip(stored.num_parts + 1..).map(|(first, part)| {
+        let range = first..num_bytes.min(first + room);
         let mut headers = headers.clone();
-        headers.push((PART_HEADER, format!("{}/{num_parts}", part + 1)));
+        headers.push((PART_HEADER, format!("{part}/{num_parts}")));
         Outbound {
             subject: DEAD_LETTER,
             id: part_id(&id, &range),
@@ -410,6 +425,12 @@ mod tests {
         },
         timestamp: Timestamp::from_nanos(17),
     };
+    const NOTHING: Stored = Stored {
+        is_whole: false,
+        num_parts: 0,
+        end: 0,
+        sequence: None,
+    };
 
     fn new_id(text: &str) -> Id {
         Id::new(text).expect("an id")
@@ -445,7 +466,8 @@ mod tests {
 
     #[test]
     fn a_digest_has_exactly_these_bytes() {
-        let messages = split_digest(&ID, &digest(&["a<b>", "é"]), 1 << 20).expect("it fits");
+        let messages =
+            split_digest(&ID, &digest(&["a<b>", "é"]), &NOTHING, 1 << 20).expect("it fits");
         assert_eq!(messages.len(), 1);
         let message = &messages[0];
         assert_eq!(
@@ -455,7 +477,7 @@ mod tests {
              {\"AlarmID\":\"é\",\"Status\":\"WARNING\",\"LatestChangedAt\":\"1970-01-01T00:00:01.5Z\"}]}"
         );
         assert_eq!((message.id.as_str(), message.headers.len()), ("5-17", 0));
-        let empty = split_digest(&ID, &digest(&[]), 1 << 20).expect("it fits");
+        let empty = split_digest(&ID, &digest(&[]), &NOTHING, 1 << 20).expect("it fits");
         assert_eq!(
             empty[0].payload,
             "{\"UserID\":\"u\\\"1\",\"ActiveAlarms\":[]}"
@@ -465,18 +487,19 @@ mod tests {
     #[test]
     fn an_alarm_that_never_fits_is_an_error() {
         let one = digest(&["a"]);
-        let whole = split_digest(&ID, &one, 1 << 20).expect("it fits");
+        let whole = split_digest(&ID, &one, &NOTHING, 1 << 20).expect("it fits");
         let size = message_bytes(&whole[0]);
-        assert!(split_digest(&ID, &one, size).is_ok());
-        let error = split_digest(&ID, &one, size - 1).expect_err("too large");
+        assert!(split_digest(&ID, &one, &NOTHING, size).is_ok());
+        let error = split_digest(&ID, &one, &NOTHING, size - 1).expect_err("too large");
         assert!(error.needed >= size && error.max_payload == size - 1);
-        assert!(split_dead_letter(&ID, &letter(vec![7; 100]), 100).is_err());
-        assert!(split_dead_letter(&ID, &letter(Vec::new()), 100).is_err());
+        assert!(split_dead_letter(&ID, &letter(vec![7; 100]), &NOTHING, 100).is_err());
+        assert!(split_dead_letter(&ID, &letter(Vec::new()), &NOTHING, 100).is_err());
     }
 
     #[test]
     fn a_dead_letters_headers_are_single_lines() {
-        let whole = split_dead_letter(&ID, &letter(b"\0\xff".to_vec()), 1 << 20).expect("it fits");
+        let whole = split_dead_letter(&ID, &letter(b"\0\xff".to_vec()), &NOTHING, 1 << 20)
+            .expect("it fits");
         assert_eq!(whole.len(), 1);
         assert_eq!(whole[0].payload, b"\0\xff".as_slice());
         assert_eq!(
@@ -539,7 +562,7 @@ mod tests {
         fn parts_of_a_digest_fit_and_make_the_whole(alarms in prop::collection::vec("\\PC{1,20}", 1..60), max_payload in 150_usize..4000) {
             let alarms: Vec<_> = alarms.iter().map(String::as_str).collect();
             let whole = digest(&alarms);
-            let Ok(parts) = split_digest(&ID, &whole, max_payload) else {
+            let Ok(parts) = split_digest(&ID, &whole, &NOTHING, max_payload) else {
                 prop_assert!(max_payload < 500);
                 return Ok(());
             };
@@ -557,13 +580,53 @@ mod tests {
 
         #[test]
         fn parts_of_a_dead_letter_fit_and_make_the_whole(payload: Vec<u8>, max_payload in 200_usize..400) {
-            let Ok(parts) = split_dead_letter(&ID, &letter(payload.clone()), max_payload) else {
+            let Ok(parts) = split_dead_letter(&ID, &letter(payload.clone()), &NOTHING, max_payload) else {
                 prop_assert!(max_payload < 230);
                 return Ok(());
             };
             check_parts(&parts, max_payload)?;
             let joined: Vec<u8> = parts.iter().flat_map(|part| part.payload.to_vec()).collect();
             prop_assert_eq!(joined, payload);
+        }
+
+        #[test]
+        fn what_is_left_of_a_digest_may_be_cut_in_another_way(num_alarms in 1_usize..40, cuts in prop::collection::vec((300_usize..4000, 1_usize..4), 1..6)) {
+            let alarms: Vec<_> = (0..num_alarms).map(|i| format!("alarm {i}")).collect();
+            let whole = digest(&alarms.iter().map(String::as_str).collect::<Vec<_>>());
+            let (mut stored, mut joined, mut last_header) = (NOTHING, Vec::new(), String::new());
+            // Of each cut so many parts are stored, of the last all.
+            for (max_payload, num_stored) in cuts.into_iter().chain([(1 << 20, usize::MAX)]) {
+                let parts = split_digest(&ID, &whole, &stored, max_payload).expect("an alarm fits");
+                for part in parts.iter().take(num_stored) {
+                    prop_assert!(message_bytes(part) <= max_payload);
+                    stored.add([(part.id.as_str(), None)]);
+                    joined.extend(decode_digest(&part.payload).expect("a digest").alarms);
+                    last_header = part.headers.first().map(|(_, text)| text.clone()).unwrap_or_default();
+                    if !stored.is_whole {
+                        let number = format!("{}/", stored.num_parts);
+                        prop_assert!(last_header.starts_with(&number));
+                    }
+                }
+            }
+            prop_assert_eq!(&joined, &whole.alarms);
+            prop_assert!(split_digest(&ID, &whole, &stored, 1000).is_ok_and(|left| left.is_empty()));
+            if !stored.is_whole {
+                prop_assert_eq!(last_header, format!("{0}/{0}", stored.num_parts));
+            }
+        }
+
+        #[test]
+        fn what_is_left_of_a_dead_letter_may_be_cut_in_another_way(payload in prop::collection::vec(any::<u8>(), 1..2000), first in 250_usize..400, then in 250_usize..1000) {
+            let letter = letter(payload.clone());
+            let (mut stored, mut joined) = (NOTHING, Vec::new());
+            for (max_payload, num_stored) in [(first, 1), (then, usize::MAX)] {
+                for part in split_dead_letter(&ID, &letter, &stored, max_payload).expect("a byte fits").iter().take(num_stored) {
+                    stored.add([(part.id.as_str(), None)]);
+                    joined.extend_from_slice(&part.payload);
+                }
+            }
+            prop_assert_eq!(joined, payload);
+            prop_assert!(split_dead_letter(&ID, &letter, &stored, then).is_ok_and(|left| left.is_empty()));
         }
 
         #[test]

@@ -104,6 +104,7 @@ mod tests {
     use crate::bus::Outbound;
     use crate::bus::wire::{PART_HEADER, split_digest};
     use crate::core::ids::{Id, MessageId};
+    use crate::core::parts::Stored;
     use crate::core::position::Cursor;
     use crate::core::time::Timestamp;
     use crate::domains::alarms::{AlarmId, DigestEntry, Status};
@@ -120,15 +121,18 @@ mod tests {
         }
     }
 
-    fn parts(digest: &Digest, sequence: u64, max_payload: usize) -> Vec<Outbound> {
-        let id = MessageId::Stream {
+    fn id(sequence: u64) -> MessageId {
+        MessageId::Stream {
             cursor: Cursor {
                 generation: 0,
                 sequence,
             },
             timestamp: Timestamp::from_nanos(17),
-        };
-        split_digest(&id, digest, max_payload).unwrap()
+        }
+    }
+
+    fn parts(digest: &Digest, sequence: u64, max_payload: usize) -> Vec<Outbound> {
+        split_digest(&id(sequence), digest, &Stored::default(), max_payload).unwrap()
     }
 
     fn take(joiner: &mut Joiner, message: &Outbound) -> Option<Joined> {
@@ -157,6 +161,20 @@ mod tests {
         }
         assert_eq!(take(&mut joiner, last), Some(alone));
         assert_eq!(take(&mut joiner, last), None, "a repeat");
+    }
+
+    #[test]
+    fn parts_of_two_cuts_make_the_whole() {
+        let digest = digest(40);
+        let mut joiner = Joiner::default();
+        let first = &parts(&digest, 5, 1000)[0];
+        assert_eq!(take(&mut joiner, first), None);
+        let mut stored = Stored::default();
+        stored.add([(first.id.as_str(), None)]);
+        let rest = split_digest(&id(5), &digest, &stored, 1 << 20).unwrap();
+        assert_eq!(rest.len(), 1);
+        let whole = take(&mut joiner, &rest[0]).unwrap();
+        assert_eq!((whole.digest, whole.id.as_deref()), (digest, Some("5-17")));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tocsin::bus::wire::{
 };
 use tocsin::check::messages as stranger;
 use tocsin::core::ids::MessageId;
+use tocsin::core::parts::Stored;
 use tocsin::core::position::Cursor;
 use tocsin::core::time::Timestamp;
 use tocsin::domains::Command;
@@ -94,7 +95,7 @@ fn check_refused(reject: Reject, subject: &str, payload: &[u8]) {
     assert!(!shown.is_empty() && shown.len() < 1024, "{shown}");
     let letter = reject.into_dead_letter(subject, payload);
     for max_payload in MAX_PAYLOADS {
-        let Ok(parts) = split_dead_letter(&ID, &letter, max_payload) else {
+        let Ok(parts) = split_dead_letter(&ID, &letter, &Stored::default(), max_payload) else {
             assert!(max_payload < 1 << 20, "the headers leave room for a part");
             continue;
         };
@@ -115,7 +116,7 @@ fn check_digest(digest: &Digest) {
     assert_eq!(theirs.user, digest.user.0.to_string());
     assert_eq!(theirs.entries.len(), digest.alarms.len());
     for max_payload in MAX_PAYLOADS {
-        let Ok(parts) = split_digest(&ID, digest, max_payload) else {
+        let Ok(parts) = split_digest(&ID, digest, &Stored::default(), max_payload) else {
             continue;
         };
         check_parts(&parts, max_payload);

@@ -3,7 +3,7 @@
 use async_nats::HeaderMap;
 use serde_json::Value;
 
-use crate::support::traffic::Random;
+use crate::support::random::Random;
 
 /// What is published.
 #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::program::within;
-use super::traffic::Random;
+use super::random::Random;
 
 /// Big enough for ext4 with its journal and a small store, and quick to make.
 const NUM_BYTES: usize = 24 * 1024 * 1024;

@@ -182,18 +182,21 @@ pub(crate) struct Judged {
     /// Messages whose publishers were told that they are in the stream.
     pub(crate) confirmed: u64,
     /// Messages of the output: digests, or parts of them.
-    published: u64,
+    pub(crate) published: u64,
     /// Dead letters, or parts of them.
-    published_letters: u64,
+    pub(crate) published_letters: u64,
 }
 
 impl Judged {
-    /// Counts it for a row of the evidence.
-    pub(crate) fn count_in(&self, row: &mut Row) {
+    /// Ends the daemon of a row: nothing may be published afterwards.
+    pub(crate) async fn conclude(self, mut row: Row, client: &async_nats::Client, daemon: Daemon) {
+        assert!(daemon.stop().success(), "the daemon does not end well");
+        self.stays(client).await;
         row.count("messages in the input", self.messages);
         row.count("messages confirmed to their publishers", self.confirmed);
         row.count("digests checked", self.digests);
         row.count("dead letters checked", self.dead_letters);
+        row.close();
     }
 
     /// Demands that nothing was published after it: there is no daemon any more that could.
@@ -232,6 +235,7 @@ pub(crate) async fn judge_confirmed(client: &async_nats::Client, confirmed: &Con
 }
 
 /// Ends the traffic and the daemon of a row: all must be published then, nothing twice, and nothing afterwards.
+/// A row that was judged otherwise, or in rounds, ends with [`Judged::conclude`].
 pub(crate) async fn conclude(
     mut row: Row,
     client: &async_nats::Client,
@@ -246,10 +250,7 @@ pub(crate) async fn conclude(
         "from the last message to the verdict",
         format!("{took:.1} s"),
     );
-    assert!(daemon.stop().success(), "the daemon does not end well");
-    judged.stays(client).await;
-    judged.count_in(&mut row);
-    row.close();
+    judged.conclude(row, client, daemon).await;
 }
 
 async fn judge_with(
@@ -325,7 +326,7 @@ fn verdict(demand: &Demand, output: &[Stored], letters: &[Stored]) -> Result<(),
 /// Whole dead letters: the parts of each come in order, those of others between them.
 fn join_dead_letters(letters: &[Stored]) -> Result<Vec<Refused>, String> {
     let mut whole: Vec<Refused> = Vec::new();
-    let mut unfinished: BTreeMap<&str, (usize, Vec<u8>)> = BTreeMap::new();
+    let mut unfinished: BTreeMap<String, Unfinished> = BTreeMap::new();
     for letter in letters {
         let refused = |id: &str, payload| Refused {
             id: id.to_owned(),
@@ -336,16 +337,13 @@ fn join_dead_letters(letters: &[Stored]) -> Result<Vec<Refused>, String> {
             whole.push(refused(&letter.id, letter.payload.clone()));
             continue;
         }
-        let (id, part, num_parts) = named_part_of(letter)?;
-        let (num_seen, payload) = unfinished.entry(id).or_default();
-        *num_seen += 1;
-        if *num_seen != part {
-            return Err(format!("the parts of dead letter {id} are out of order"));
-        }
-        payload.extend(&letter.payload);
-        if part == num_parts {
-            let finished = unfinished.remove(id);
-            whole.extend(finished.map(|(_, payload)| refused(id, payload)));
+        let part = named_part_of(letter, letter.payload.len())?;
+        let so_far = unfinished.entry(part.id.to_owned()).or_default();
+        so_far.add(&part)?;
+        so_far.joined.extend(&letter.payload);
+        if part.is_last {
+            let finished = unfinished.remove(part.id);
+            whole.extend(finished.map(|it| refused(part.id, it.joined)));
         }
     }
     match unfinished.keys().next() {
@@ -370,7 +368,9 @@ fn demand_exactly(demand: &Demand, output: &[Stored]) -> Result<(), String> {
             }
             Some((message.id.clone(), text.to_owned()))
         } else {
-            join(&mut unfinished, user, message, text)?
+            let num_alarms = json["ActiveAlarms"].as_array().map_or(0, Vec::len);
+            let part = named_part_of(message, num_alarms)?;
+            join(&mut unfinished, user, &part, text)?
         };
         let Some((id, text)) = whole else { continue };
         match demanded.get_mut(user).and_then(VecDeque::pop_front) {
@@ -396,48 +396,59 @@ fn demand_exactly(demand: &Demand, output: &[Stored]) -> Result<(), String> {
     missing.map_or(Ok(()), Err)
 }
 
-/// A split digest of which not every part was seen.
-#[derive(Debug)]
+/// A split message of which not every part was seen.
+#[derive(Debug, Default)]
 struct Unfinished {
     id: String,
     num_seen: usize,
-    text: String,
+    /// Up to where its whole was seen.
+    end: usize,
+    joined: Vec<u8>,
+}
+
+impl Unfinished {
+    /// Notes a part, which must follow those before without gap or overlap.
+    fn add(&mut self, part: &Part<'_>) -> Result<(), String> {
+        if self.num_seen == 0 {
+            part.id.clone_into(&mut self.id);
+        }
+        let next = (&*self.id, self.num_seen + 1, self.end);
+        if next != (part.id, part.number, part.first) {
+            return Err(format!(
+                "part {} of {}, from {} on, came after part {} of {}, up to {}",
+                part.number, part.id, part.first, self.num_seen, self.id, self.end
+            ));
+        }
+        (self.num_seen, self.end) = (part.number, part.end);
+        Ok(())
+    }
 }
 
 /// Joins a part to those before it, which must be its digest's; returns the digest with its last part.
 fn join(
     unfinished: &mut BTreeMap<String, Unfinished>,
     user: &str,
-    message: &Stored,
+    part: &Part<'_>,
     text: &str,
 ) -> Result<Option<(String, String)>, String> {
-    let (id, part, num_parts) = named_part_of(message)?;
-    let so_far = unfinished
-        .entry(user.to_owned())
-        .or_insert_with(|| Unfinished {
-            id: id.to_owned(),
-            num_seen: 0,
-            text: String::new(),
-        });
-    if (so_far.id.as_str(), so_far.num_seen + 1) != (id, part) {
-        return Err(format!(
-            "user {user} got part {part} of {id} after part {} of {}",
-            so_far.num_seen, so_far.id
-        ));
-    }
-    so_far.num_seen = part;
-    if part == 1 {
-        text.clone_into(&mut so_far.text);
+    let so_far = unfinished.entry(user.to_owned()).or_default();
+    so_far.add(part)?;
+    if part.number == 1 {
+        so_far.joined.extend(text.bytes());
     } else {
         let (_, entries) = text.split_once(":[").ok_or("a part lists no alarms")?;
-        so_far.text.truncate(so_far.text.len() - "]}".len());
-        so_far.text.push(',');
-        so_far.text.push_str(entries);
+        so_far.joined.truncate(so_far.joined.len() - "]}".len());
+        so_far.joined.push(b',');
+        so_far.joined.extend(entries.bytes());
     }
-    if part < num_parts {
+    if !part.is_last {
         return Ok(None);
     }
-    Ok(unfinished.remove(user).map(|whole| (whole.id, whole.text)))
+    let whole = unfinished.remove(user);
+    Ok(whole.map(|it| {
+        let text = String::from_utf8(it.joined);
+        (it.id, text.expect("joined of texts"))
+    }))
 }
 
 /// Its number and that of all parts; `None` for a message in one.
@@ -446,12 +457,35 @@ fn part_of(message: &Stored) -> Option<(usize, usize)> {
     Some((part.parse().ok()?, num_parts.parse().ok()?))
 }
 
-/// Of a part: the id of its whole, its number and that of all parts.
-fn named_part_of(message: &Stored) -> Result<(&str, usize, usize), String> {
-    let named = message.id.rsplit_once('.');
-    let (id, _range) = named.ok_or("the id of a part names no range")?;
-    let (part, num_parts) = part_of(message).ok_or("a part has no number")?;
-    Ok((id, part, num_parts))
+/// What a message says of itself as a part: by its id, `<id of the whole>.<first>-<end>`, and its header, `2/3`.
+struct Part<'a> {
+    id: &'a str,
+    number: usize,
+    is_last: bool,
+    first: usize,
+    end: usize,
+}
+
+/// Reads what a part that holds so much of its whole says of itself.
+///
+/// How many parts there are may change from one to the next: the whole may be cut in another way where it goes on.
+fn named_part_of(message: &Stored, num_held: usize) -> Result<Part<'_>, String> {
+    let named = message.id.rsplit_once('.').and_then(|(id, range)| {
+        let (first, end) = range.split_once('-')?;
+        Some((id, first.parse::<usize>().ok()?, end.parse().ok()?))
+    });
+    let (id, first, end) = named.ok_or("the id of a part names no range")?;
+    if num_held == 0 || first + num_held != end {
+        return Err(format!("the part {} holds {num_held}", message.id));
+    }
+    let (number, num_parts) = part_of(message).ok_or("a part has no number")?;
+    Ok(Part {
+        id,
+        number,
+        is_last: number == num_parts,
+        first,
+        end,
+    })
 }
 
 /// How many messages are there to their last part.
@@ -534,6 +568,20 @@ impl Follower {
 }
 
 impl Stored {
+    /// As if it had been read: at this sequence, without headers.
+    pub(crate) fn of(sequence: u64, nanos: i128, subject: &str, payload: &str) -> Self {
+        Self {
+            sequence,
+            nanos,
+            id: String::new(),
+            part: String::new(),
+            original_subject: String::new(),
+            reason: String::new(),
+            payload: payload.into(),
+            subject: subject.to_owned(),
+        }
+    }
+
     fn from_message(message: &async_nats::jetstream::Message) -> Self {
         let info = message.info().expect("a stream's message has a position");
         let header = |name: &str| {
@@ -563,16 +611,7 @@ mod tests {
     const ARRIVED: i128 = 1_767_225_660_000_000_000;
 
     fn message(sequence: u64, subject: &str, payload: &str) -> Stored {
-        Stored {
-            sequence,
-            nanos: ARRIVED,
-            id: String::new(),
-            part: String::new(),
-            original_subject: String::new(),
-            reason: String::new(),
-            payload: payload.into(),
-            subject: subject.to_owned(),
-        }
+        Stored::of(sequence, ARRIVED, subject, payload)
     }
 
     fn changed(alarm: &str, status: &str, at: u64) -> String {
@@ -731,21 +770,49 @@ mod tests {
         assert_eq!(in_parts(|_| {}), "");
         let lost = in_parts(|output| drop(output.pop()));
         assert_eq!(lost, "a digest of user u lacks its last part");
+        let id = format!("3-{ARRIVED}");
+        let second_first = format!("part 2 of {id}, from 1 on, came after part 0 of {id}, up to 0");
         let lost = in_parts(|output| drop(output.remove(0)));
-        assert_eq!(
-            lost,
-            format!("user u got part 2 of 3-{ARRIVED} after part 0 of 3-{ARRIVED}")
-        );
+        assert_eq!(lost, second_first);
         let swapped = in_parts(|output| output.swap(0, 1));
-        assert_eq!(
-            swapped,
-            format!("user u got part 2 of 3-{ARRIVED} after part 0 of 3-{ARRIVED}")
-        );
+        assert_eq!(swapped, second_first);
         let repeated = in_parts(|output| output.insert(1, output[0].clone()));
         assert_eq!(
             repeated,
-            format!("user u got part 1 of 3-{ARRIVED} after part 1 of 3-{ARRIVED}")
+            format!("part 1 of {id}, from 0 on, came after part 1 of {id}, up to 1")
         );
+    }
+
+    #[test]
+    fn a_part_whose_id_names_other_alarms_is_said() {
+        let id = format!("3-{ARRIVED}");
+        let second_from_0 =
+            format!("part 2 of {id}, from 0 on, came after part 1 of {id}, up to 1");
+        let under_one_id = in_parts(|output| output[1].id = output[0].id.clone());
+        assert_eq!(under_one_id, second_from_0);
+        let too_many = in_parts(|output| output[1].id = format!("{id}.0-2"));
+        assert_eq!(too_many, format!("the part {id}.0-2 holds 1"));
+        let swapped = in_parts(|output| {
+            let first = std::mem::take(&mut output[0].id);
+            output[0].id = std::mem::replace(&mut output[1].id, first);
+        });
+        let first_from_1 = format!("part 1 of {id}, from 1 on, came after part 0 of {id}, up to 0");
+        assert_eq!(swapped, first_from_1);
+        let after_a_gap = in_parts(|output| output[1].id = format!("{id}.2-3"));
+        let second_from_2 =
+            format!("part 2 of {id}, from 2 on, came after part 1 of {id}, up to 1");
+        assert_eq!(after_a_gap, second_from_2);
+    }
+
+    #[test]
+    fn a_digest_may_go_on_in_another_cut() {
+        let recut = in_parts(|output| output[0].part = "1/7".to_owned());
+        assert_eq!(recut, "");
+        let whole_behind = in_parts(|output| {
+            output[1].id = output[1].id.replace(".1-2", "");
+            output[1].part.clear();
+        });
+        assert_eq!(whole_behind, format!("3-{ARRIVED} comes between parts"));
     }
 
     #[test]

@@ -9,9 +9,12 @@ use futures::StreamExt;
 use tocsin::bus::connection::Connection;
 use tokio::time::{Instant, timeout};
 
-use super::judge::read_stream;
+use super::evidence::Row;
+use super::judge::{Judged, read_stream};
 use super::nats::Nats;
-use super::traffic::{Random, change, request};
+use super::random::Random;
+use super::traffic::{change, request};
+use super::usage::mib;
 use crate::bus_contract::echo;
 
 /// How many connections publish at once.
@@ -233,7 +236,7 @@ impl Cycle {
 
     /// Waits for the digests that were asked for behind so many messages, one a user, and demands exactly what
     /// arithmetic says.
-    pub(crate) async fn judge(self, client: &Client, num_messages: u64) {
+    pub(crate) async fn judge(self, client: &Client, num_messages: u64) -> Judged {
         let mut expected = self.digests(num_messages);
         let context = async_nats::jetstream::new(client.clone());
         let deadline = Instant::now() + DEADLINE;
@@ -265,6 +268,50 @@ impl Cycle {
         for (found, expected) in found.iter().zip(&expected) {
             assert_eq!(found, expected);
         }
+        Judged {
+            messages: num_messages + self.num_users,
+            digests: self.num_users,
+            dead_letters: 0,
+            confirmed: num_messages + self.num_users,
+            published: self.num_users,
+            published_letters: 0,
+        }
+    }
+}
+
+/// How a daemon has come through an overload.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Overload {
+    /// How many messages a second it takes.
+    pub(crate) rate: f64,
+    /// Its largest memory, and how much it may be.
+    pub(crate) peak: u64,
+    pub(crate) bound: u64,
+    /// Until it had worked off what waited.
+    pub(crate) drained: Duration,
+    /// From request to digest, before.
+    pub(crate) usual: Duration,
+    /// As [`Caller::ask_until_usual`] says.
+    pub(crate) recovered: Duration,
+    pub(crate) again: Duration,
+}
+
+impl Overload {
+    /// Demands that its memory was bounded, and says the rest.
+    pub(crate) fn judge(&self, row: &mut Row) {
+        let memory = format!("{} of {}", mib(self.peak), mib(self.bound));
+        assert!(self.peak < self.bound, "{memory}");
+        let seconds = |it: Duration| format!("{:.1} s", it.as_secs_f64());
+        let rate = format!("{:.0} messages a second", self.rate);
+        let again = format!("{:.1?}, {:.1?} (median)", self.usual, self.again);
+        row.fact("rate of the daemon", rate);
+        row.fact("largest memory, and its bound", memory);
+        row.fact("backlog worked off within", seconds(self.drained));
+        row.fact(
+            "usual latency again within",
+            format!("{} more", seconds(self.recovered)),
+        );
+        row.fact("request to digest before, and then", again);
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
-use super::traffic::Random;
+use super::random::Random;
 
 /// A disk writes these whole or not at all.
 const SECTOR_BYTES: usize = 512;

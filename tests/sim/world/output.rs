@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 
 use tocsin::bus::Outbound;
 use tocsin::bus::wire::{DEAD_LETTER, PART_HEADER, message_bytes};
+use tocsin::core::parts::read_id;
+use tocsin::core::position::REWRITE_MARGIN;
 use tocsin::core::time::Timestamp;
 
 use super::*;
@@ -27,7 +29,23 @@ pub(super) struct Attempt {
     part: String,
     num_bytes: usize,
     is_first: bool,
-    search_from: u64,
+    /// When its sender last looked at what is stored; 0 where it never did.
+    looked_at: Moment,
+    begun_at: Moment,
+    piece: Piece,
+}
+
+/// Before and after, where the clock stands still.
+pub(super) type Moment = u64;
+
+/// A message of a stream.
+struct Message {
+    id: String,
+    at: u64,
+    /// The daemon and its process.
+    sender: (usize, u64),
+    begun_at: Moment,
+    stored_at: Moment,
     piece: Piece,
 }
 
@@ -50,6 +68,7 @@ impl Attempt {
         whole: &str,
         part: &Outbound,
         is_first: bool,
+        (looked_at, begun_at): (Moment, Moment),
     ) -> Self {
         let is_part = part.headers.iter().any(|(name, _)| *name == PART_HEADER);
         let range = part.id.rsplit_once('.').filter(|_| is_part);
@@ -77,7 +96,8 @@ impl Attempt {
             part: part.id.clone(),
             num_bytes: message_bytes(part),
             is_first,
-            search_from: owed.search_from,
+            looked_at,
+            begun_at,
             piece: Piece {
                 whole: whole.to_owned(),
                 lane: owed.lane,
@@ -146,11 +166,13 @@ impl Whole {
 /// A stream of the broker, and everything that it ever held.
 #[derive(Default)]
 pub(super) struct OutputStream {
-    /// Id, when it was stored, and what it holds; the sequence is the place and 1.
-    messages: Vec<(String, u64, Piece)>,
+    /// The sequence is the place and 1.
+    messages: Vec<Message>,
     places: BTreeMap<String, usize>,
     /// What was purged lies before.
     num_purged: usize,
+    /// Whether it ever lost what it held.
+    is_harmed: bool,
     wholes: BTreeMap<String, Whole>,
     parked: BTreeSet<String>,
     confirmed: BTreeSet<String>,
@@ -184,16 +206,56 @@ impl OutputStream {
         wholes.any(|whole| whole.lane == lane && whole.content() == content)
     }
 
-    /// The sequence of an id, looked for behind another.
-    pub(super) fn find(&self, id: &str, after: u64) -> Option<u64> {
-        // A stream that ends before our sequence is not the one that gave it.
-        let last = self.messages.len() as u64;
-        let after = if last < after { 0 } else { after };
-        let sequence = self.places.get(id).map(|&place| place as u64 + 1)?;
-        (sequence > after && sequence > self.num_purged as u64).then_some(sequence)
+    /// The ids under which a message is held, whole or in parts, with their sequences, looked for behind another and
+    /// among what was stored since an instant.
+    pub(super) fn find(&self, whole: &str, after: u64, since: Timestamp) -> Vec<(String, u64)> {
+        let since = since.minus(REWRITE_MARGIN).as_nanos();
+        let held = self
+            .ids_of(whole)
+            .filter(|&(_, &place)| place >= self.num_purged);
+        let seen =
+            held.filter(|&(_, &place)| place as u64 >= after || self.messages[place].at >= since);
+        seen.map(|(id, &place)| (id.clone(), place as u64 + 1))
+            .collect()
     }
 
-    fn push(&mut self, id: String, at: u64, piece: Piece, turn: u64) -> Checked {
+    /// The ids under which a message was stored, whole or in parts, and where.
+    fn ids_of<'a>(&'a self, whole: &'a str) -> impl Iterator<Item = (&'a String, &'a usize)> {
+        let ids = self.places.range(whole.to_owned()..);
+        let ids = ids.take_while(move |(id, _)| id.starts_with(whole));
+        ids.filter(move |(id, _)| read_id(id).0 == whole)
+    }
+
+    /// Under which other id it holds something of this, as the sender must know.
+    fn holds_otherwise(&self, attempt: &Attempt) -> Option<&str> {
+        let Attempt { id, piece, .. } = attempt;
+        let others = self.ids_of(&piece.whole).filter(|(other, _)| *other != id);
+        let others = others.filter_map(|(_, &place)| self.messages.get(place));
+        let is_same = |other: &&Message| {
+            let (from, end) = (
+                other.piece.from,
+                other.piece.from + other.piece.entries.len(),
+            );
+            from < piece.from + piece.entries.len() && piece.from < end
+        };
+        // It knows what was stored when it looked, and what it has sent itself since then.
+        let is_known = |other: &&Message| {
+            let is_its_own = other.sender == (attempt.daemon, attempt.process);
+            let is_since = (attempt.looked_at..attempt.begun_at).contains(&other.begun_at);
+            other.stored_at < attempt.looked_at || is_its_own && is_since
+        };
+        let mut known = others.filter(is_same).filter(is_known);
+        known.next().map(|other| other.id.as_str())
+    }
+
+    fn push(&mut self, attempt: Attempt, at: u64, stored_at: Moment, turn: u64) -> Checked {
+        let sender = (attempt.daemon, attempt.process);
+        let Attempt {
+            id,
+            piece,
+            begun_at,
+            ..
+        } = attempt;
         let whole = self.wholes.entry(piece.whole.clone());
         let whole = whole.or_insert_with(|| Whole {
             id: piece.whole.clone(),
@@ -205,15 +267,23 @@ impl OutputStream {
         });
         whole.take(&piece)?;
         self.places.insert(id.clone(), self.messages.len());
-        self.messages.push((id, at, piece));
+        self.messages.push(Message {
+            id,
+            at,
+            sender,
+            begun_at,
+            stored_at,
+            piece,
+        });
         Ok(())
     }
 
     fn roll_back(&mut self, num_lost: usize) {
+        self.is_harmed = true;
         let num_kept = self.messages.len().saturating_sub(num_lost);
         self.messages.truncate(num_kept.max(self.num_purged));
         let kept = self.messages.iter().enumerate();
-        self.places = kept.map(|(place, it)| (it.0.clone(), place)).collect();
+        self.places = kept.map(|(place, it)| (it.id.clone(), place)).collect();
     }
 }
 
@@ -230,6 +300,11 @@ impl<D: Observed> World<D> {
             Body::Message(_) => &mut self.broker.digests,
             Body::DeadLetter(_) => &mut self.broker.dead_letters,
         }
+    }
+
+    pub(super) fn moment(&mut self) -> Moment {
+        self.num_moments += 1;
+        self.num_moments
     }
 
     /// An attempt reaches the broker, or is lost on the way there or back.
@@ -284,6 +359,7 @@ impl<D: Observed> World<D> {
     fn store(&mut self, attempt: Attempt) -> Result<Option<u64>, Failure> {
         let (now, has_stream) = (self.now, self.plan.has_stream);
         let is_digest = attempt.subject == DIGEST;
+        let stored_at = self.moment();
         let turn = (self.broker.digests.messages.len() + self.broker.dead_letters.messages.len())
             as u64
             + self.num_lost_outputs;
@@ -295,10 +371,19 @@ impl<D: Observed> World<D> {
         let known = output.places.get(&attempt.id).copied();
         let known = known.filter(|_| has_stream);
         let Some(place) = known else {
-            output.push(attempt.id.clone(), now, attempt.piece, turn)?;
+            // Without a stream nothing can be looked for.
+            let other = output.holds_otherwise(&attempt);
+            let other = other.filter(|_| has_stream && !output.is_harmed);
+            demand(
+                "I-07 no alarm of a digest comes under two ids",
+                other.is_none(),
+                || format!("{} repeats what was stored as {other:?}", attempt.id),
+            )?;
+            let id = attempt.id.clone();
+            output.push(attempt, now, stored_at, turn)?;
             let sequence = output.messages.len() as u64;
             self.trace
-                .note(format_args!("{} is stored at {sequence}", attempt.id));
+                .note(format_args!("{id} is stored at {sequence}"));
             self.count(if is_digest {
                 "digests and parts stored"
             } else {
@@ -306,7 +391,7 @@ impl<D: Observed> World<D> {
             });
             return Ok((has_stream && is_digest).then_some(sequence));
         };
-        let (_, at, piece) = &output.messages[place];
+        let Message { at, piece, .. } = &output.messages[place];
         let is_remembered = now - at <= WINDOW;
         demand(
             "I-07 one id is one message",
@@ -318,12 +403,11 @@ impl<D: Observed> World<D> {
             self.count(REPEATS);
             return Ok(is_digest.then_some(place as u64 + 1));
         }
-        // What was purged, or lies before what a roll-back has made of the sequences, cannot be found.
-        let is_hidden = place < output.num_purged || (place as u64) < attempt.search_from;
-        demand("I-07 no id is stored twice", is_hidden, || {
+        let is_purged = place < output.num_purged;
+        demand("I-07 no id is stored twice", is_purged, || {
             format!("{} is stored again", attempt.id)
         })?;
-        output.push(attempt.id, now, attempt.piece, turn)?;
+        output.push(attempt, now, stored_at, turn)?;
         Ok(is_digest.then_some(output.messages.len() as u64))
     }
 
@@ -345,6 +429,7 @@ impl<D: Observed> World<D> {
             output.roll_back(num_drawn);
             "output streams rolled back"
         } else {
+            output.is_harmed = true;
             output.num_purged = output.messages.len().saturating_sub(num_drawn);
             "output streams purged"
         };

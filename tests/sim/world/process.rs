@@ -35,6 +35,7 @@ impl<D: Observed> World<D> {
         at.is_up = true;
         at.process = self.num_processes;
         at.workers = (0..num_workers).map(|_| None).collect();
+        at.owed_by_dead = vec![0; num_workers];
         let routers = (0..num_routers).map(|router| Router {
             workers: (router..num_workers).step_by(num_routers).collect(),
             next: 1,
@@ -103,9 +104,13 @@ impl<D: Observed> World<D> {
 
     pub(super) fn kill_worker(&mut self, daemon: usize, worker: usize, why: &str) {
         let at = &mut self.daemons[daemon];
-        if at.is_frozen || at.workers[worker].take().is_none() {
+        if at.is_frozen {
             return;
         }
+        let Some(dead) = at.workers[worker].take() else {
+            return;
+        };
+        at.owed_by_dead[worker] = dead.num_owed();
         self.trace
             .note(format_args!("worker {daemon}.{worker} {why}"));
         self.count("crashes of a worker");

@@ -4,6 +4,8 @@
 use tocsin::bus::Outbound;
 use tocsin::bus::wire::{split_dead_letter, split_digest};
 use tocsin::core::attempts::Attempts;
+use tocsin::core::parts::Stored;
+use tocsin::core::time::Timestamp;
 
 use super::*;
 
@@ -16,8 +18,10 @@ pub(super) struct Task {
     owed: Arc<Owed<Digest>>,
     id: String,
     attempts: Attempts,
-    /// The parts that are known to be stored, and where.
-    stored: BTreeMap<String, Option<u64>>,
+    /// What is known to be stored.
+    stored: Stored,
+    /// When it was last looked for; 0 before that.
+    looked_at: output::Moment,
     state: State,
     was_parked: bool,
 }
@@ -111,7 +115,8 @@ impl<D: Observed> World<D> {
                 owed,
                 id,
                 attempts,
-                stored: BTreeMap::new(),
+                stored: Stored::default(),
+                looked_at: 0,
                 state: State::Idle,
                 was_parked: false,
             });
@@ -143,65 +148,67 @@ impl<D: Observed> World<D> {
             self.count("sends held back by a lost claim");
             return Ok(());
         }
-        let window = self.window();
+        let (window, no_lookup) = (self.window(), self.is(Bug::NoLookup));
         let at = &mut self.daemons[daemon];
         if at.tasks[place].state != State::Idle {
             at.tasks[place].state = State::Idle;
             at.tasks[place].attempts = Attempts::again(window);
         }
-        let task = &at.tasks[place];
-        let Ok(parts) = split(&task.owed, at.max_payload) else {
+        let task = &mut at.tasks[place];
+        let Ok(missing) = split(&task.owed, &task.stored, at.max_payload) else {
             self.park(daemon, place);
             return Ok(());
         };
-        let steady = Duration::from_nanos(now);
-        let ids = parts.iter().map(|part| part.id.as_str());
-        if task.attempts.must_look(steady, ids) && !self.is(Bug::NoLookup) {
-            self.look(daemon, place, &parts);
+        if missing.is_empty() {
+            self.finish(daemon, place);
             return Ok(());
         }
-        self.send_part(daemon, place, parts)
+        let ids = missing.iter().map(|part| part.id.as_str());
+        task.attempts.plan(ids);
+        let steady = Duration::from_nanos(now);
+        if task.attempts.must_look(steady) && !no_lookup {
+            self.look(daemon, place);
+            return Ok(());
+        }
+        self.send_part(daemon, place, missing)
     }
 
-    fn look(&mut self, daemon: usize, place: usize, parts: &[Outbound]) {
+    fn look(&mut self, daemon: usize, place: usize) {
         let task = &self.daemons[daemon].tasks[place];
         let output = self.output_of(&task.owed.body);
         let is_digest = matches!(task.owed.body, Body::Message(_));
         let from = if is_digest { task.owed.search_from } else { 0 };
-        let ids = parts.iter().map(|part| part.id.clone());
-        let found: Vec<_> = ids
-            .filter_map(|id| output.find(&id, from).map(|at| (id, Some(at))))
-            .collect();
+        let (from, since) = if self.is(Bug::SearchedTooLate) {
+            (from + 3, Timestamp::MAX)
+        } else {
+            (from, task.owed.since)
+        };
+        let found = output.find(&task.owed.id.to_string(), from, since);
         self.trace.note(format_args!(
             "daemon {daemon} looks for {} after {from}: {found:?}",
             task.id
         ));
-        let steady = Duration::from_nanos(self.now);
+        let (steady, looked_at) = (Duration::from_nanos(self.now), self.moment());
         let task = &mut self.daemons[daemon].tasks[place];
-        task.stored.extend(found);
-        let ids = parts.iter().map(|part| part.id.as_str());
-        task.attempts.looked(steady, steady, ids);
+        task.looked_at = looked_at;
+        let found = found.iter().map(|(id, at)| (id.as_str(), Some(*at)));
+        task.stored.add(found);
+        task.attempts.looked(steady, steady);
         self.count("messages looked for in the output");
     }
 
-    fn send_part(&mut self, daemon: usize, place: usize, parts: Vec<Outbound>) -> Checked {
-        let is_split = parts.len() > 1;
+    fn send_part(&mut self, daemon: usize, place: usize, missing: Vec<Outbound>) -> Checked {
         let at = &self.daemons[daemon];
         let task = &at.tasks[place];
-        let num_parts = parts.len();
-        let mut missing = parts
-            .into_iter()
-            .enumerate()
-            .filter(|(_, part)| !task.stored.contains_key(&part.id));
+        let num_parts = task.stored.num_parts + missing.len();
+        let is_split = num_parts > 1;
+        let mut missing = (task.stored.num_parts..).zip(missing);
         let next = if self.bug == Some(Bug::PartsBackwards) {
             missing.last()
         } else {
             missing.next()
         };
-        let Some((number, part)) = next else {
-            self.finish(daemon, place);
-            return Ok(());
-        };
+        let (number, part) = next.expect("something is missing");
         // What was confirmed, and is sent again because its worker died meanwhile, holds nobody up.
         let is_unconfirmed = |task: &Task| {
             let output = self.output_of(&task.owed.body);
@@ -225,6 +232,7 @@ impl<D: Observed> World<D> {
         demand("only the holder of the claim publishes", !is_rivals, || {
             format!("daemon {daemon} publishes, and another owns the input")
         })?;
+        let begun_at = self.moment();
         let at = &mut self.daemons[daemon];
         at.num_tokens += 1;
         let (token, process) = (at.num_tokens, at.process);
@@ -238,6 +246,7 @@ impl<D: Observed> World<D> {
             &task.id,
             &part,
             is_first,
+            (task.looked_at, begun_at),
         );
         self.trace.note(format_args!(
             "daemon {daemon} sends {} ({} of {num_parts})",
@@ -266,12 +275,11 @@ impl<D: Observed> World<D> {
     fn finish(&mut self, daemon: usize, place: usize) {
         let at = &mut self.daemons[daemon];
         let task = at.tasks.swap_remove(place);
-        let last = task.stored.values().copied().flatten().max();
         at.settled.push(Settled {
             partition: task.partition,
             key: task.owed.key,
             lane: task.owed.lane,
-            outcome: Outcome::Published(last),
+            outcome: Outcome::Published(task.stored.sequence),
         });
         self.trace.note(format_args!("{} is confirmed", task.id));
         self.output_of_mut(&task.owed.body).confirm(task.id);
@@ -330,7 +338,8 @@ impl<D: Observed> World<D> {
             Said::StoredAt(sequence) => {
                 let task = &mut at.tasks[place];
                 task.state = State::Idle;
-                task.stored.insert(answer.part, sequence);
+                task.stored.add([(answer.part.as_str(), sequence)]);
+                task.attempts.confirmed(&answer.part);
                 self.trace
                     .note(format_args!("daemon {daemon} hears of {}", task.id));
             }
@@ -399,10 +408,14 @@ impl<D: Observed> World<D> {
 }
 
 /// The messages that carry what is owed, as the daemon splits them.
-fn split(owed: &Owed<Digest>, max_payload: usize) -> Result<Vec<Outbound>, String> {
+fn split(
+    owed: &Owed<Digest>,
+    stored: &Stored,
+    max_payload: usize,
+) -> Result<Vec<Outbound>, String> {
     let parts = match &owed.body {
-        Body::Message(digest) => split_digest(&owed.id, digest, max_payload),
-        Body::DeadLetter(letter) => split_dead_letter(&owed.id, letter, max_payload),
+        Body::Message(digest) => split_digest(&owed.id, digest, stored, max_payload),
+        Body::DeadLetter(letter) => split_dead_letter(&owed.id, letter, stored, max_payload),
     };
     parts.map_err(|error| error.to_string())
 }

@@ -24,6 +24,13 @@ pub(super) struct Worker<D: Observed> {
     pub(super) snapshots: BTreeMap<u16, snapshot::Writing>,
 }
 
+impl<D: Observed> Worker<D> {
+    pub(super) fn num_owed(&self) -> usize {
+        let partitions = self.partitions.iter();
+        partitions.map(|it| it.outbox().num_rows()).sum()
+    }
+}
+
 impl<D: Observed> World<D> {
     /// The partition that a message is delivered to.
     pub(super) fn place(&self, message: &Message, num_workers: usize) -> usize {
