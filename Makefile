@@ -1,16 +1,16 @@
-# make up     everything on this machine: the daemon, its store and a broker of its own
-# make demo   the same, and a small fleet's day in ten seconds
-# make static the program as one file without libraries, for containers and any Linux
-# make test   every test, against a real nats-server, and a real systemd; as root
-# make evidence the faults of every row of the README's table, for an hour; FULL=1 for two and a half, ROW=name for one
-# make protections takes each protection of the code away in turn: a test must fail
-# make lint   formatting, lints, documentation, and what the dependencies may be
-# make audit  known vulnerabilities of the dependencies (needs the network)
-# make doc    the documentation of the code
-# make bench  the benchmarks
-# make fuzz  every fuzz target for SECONDS each, 60 without it
-# make mutants small changes of every byte at rest, each of which a test must notice
-# make pictures the terminal pictures of the README, drawn anew
+# make up           everything on this machine: the daemon, its store and a broker of its own
+# make demo         the same, and a small fleet's day in ten seconds
+# make static       the program as one file without libraries, for containers and any Linux
+# make test         every test, against a real nats-server, and a real systemd; as root
+# make evidence     the faults of every row of the README's table, within an hour; FULL=1 within two and a half, ROW=name one row, SEED=n its draws
+# make protections  takes each protection of the code away in turn: a test must fail; ONLY=name some of them
+# make lint         formatting, lints, documentation, and what the dependencies may be
+# make audit        known vulnerabilities of the dependencies (needs the network)
+# make doc          the documentation of the code
+# make bench        the benchmarks
+# make fuzz         every fuzz target for SECONDS each, 60 without it
+# make mutants      every small change of the protocol and of the bytes at rest, each of which a test must notice
+# make pictures     the terminal pictures of the README, drawn anew
 
 CARGO ?= cargo
 # Where .ci/tools puts what is no crate; `cargo deny` is found in its bin.
@@ -43,12 +43,12 @@ evidence: tools
 	.ci/tools clock
 	.ci/tools disks
 	.ci/tools fuzz
-	FULL=$(FULL) PATH="$(TOOLS):$$PATH" $(CARGO) test --test evidence -- --ignored --exact --nocapture the_table
+	FULL=$(FULL) ROW=$(ROW) SEED=$(SEED) PATH="$(TOOLS):$$PATH" $(CARGO) test --test evidence -- --ignored --exact --nocapture the_table
 
 protections: tools
 	.ci/tools clock
 	.ci/tools disks
-	PATH="$(TOOLS):$$PATH" $(CARGO) test --test evidence -- --ignored --exact --nocapture nothing_protects_in_vain
+	ONLY="$(ONLY)" PATH="$(TOOLS):$$PATH" $(CARGO) test --test evidence -- --ignored --exact --nocapture nothing_protects_in_vain
 
 lint:
 	$(CARGO) fmt --check

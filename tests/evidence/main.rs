@@ -11,6 +11,10 @@
 //! `make evidence` takes an hour, `make evidence FULL=1` up to two and a half; what was stopped goes on where it
 //! was. `make protections` takes each protection away in turn. By themselves these tests only hold the lists
 //! against the tree.
+//!
+//! A new row is a test of `tests/it/` that makes a `Row`, with its faults, its counts and its verdict; an entry in
+//! `rows.rs` that names it; and `make evidence ROW=name`: until that has held, `every_row_was_run_and_held` fails.
+//! A new protection is an entry in `protections.rs`, and `make protections ONLY=name`: its test fails without it.
 
 #![expect(
     clippy::panic,
@@ -71,6 +75,71 @@ fn every_row_is_shown_by_tests_that_exist() {
 }
 
 #[test]
+fn a_result_depends_on_the_tests_of_its_row() {
+    let is_there = |part: &&str| root().join(part).exists();
+    assert!(run::PRODUCT.iter().all(is_there), "{:?}", run::PRODUCT);
+    let is_in_it = |file: &Path| {
+        let file = file.strip_prefix(root()).expect("a file of the project");
+        run::PRODUCT.iter().any(|part| file.starts_with(part))
+    };
+    for proof in rows::ROWS.iter().flat_map(|row| row.proofs) {
+        if let rows::Proof::Test { target, test } = proof {
+            assert!(is_in_it(&file_of(target, test)), "{target} {test}");
+        }
+    }
+}
+
+/// The modules that a file declares.
+fn modules(text: &str) -> impl Iterator<Item = &str> {
+    let declared = |line| str::strip_suffix(line, ";")?.rsplit_once("mod ");
+    text.lines()
+        .filter(|line| !line.starts_with("//"))
+        .filter_map(declared)
+        .map(|(_, name)| name)
+}
+
+/// The rows that tests of a module show, as its table names them.
+fn rows_of(module: &str) -> String {
+    let is_of_module = |proof: &rows::Proof| match proof {
+        rows::Proof::Test { target: "it", test } => test.split("::").next() == Some(module),
+        rows::Proof::Test { .. } | rows::Proof::Fuzz => false,
+    };
+    let shown = rows::ROWS
+        .iter()
+        .filter(|row| row.proofs.iter().any(is_of_module));
+    let shown: Vec<String> = shown.map(|row| format!("`{}`", row.name)).collect();
+    shown.join(", ")
+}
+
+#[test]
+fn every_file_of_the_tests_stands_in_a_table_with_its_rows() {
+    let (it, support) = (read("tests/it/main.rs"), read("tests/it/support/mod.rs"));
+    let stands = |text: &str, file: &str, end: &str| {
+        let begin = format!("//! | `{file}.rs` | ");
+        text.lines()
+            .any(|line| line.starts_with(&begin) && line.ends_with(end))
+    };
+    for module in modules(&it).filter(|module| *module != "support") {
+        let end = format!("| {} |", rows_of(module)).replace("  ", " ");
+        assert!(
+            stands(&it, module, &end),
+            "tests/it/main.rs: {module} {end}"
+        );
+    }
+    for module in modules(&support) {
+        let file = if module == "evidence" {
+            "../../evidence/row"
+        } else {
+            module
+        };
+        assert!(
+            stands(&support, file, " |"),
+            "tests/it/support/mod.rs: {file}"
+        );
+    }
+}
+
+#[test]
 fn an_hour_and_two_and_a_half_are_enough() {
     let time_of = |seconds: fn(&rows::Seconds) -> u64| -> u64 {
         let alone = rows::ROWS
@@ -128,9 +197,9 @@ fn every_row_was_run_and_held() {
 
 #[test]
 fn the_readme_shows_the_table_of_the_results() {
-    assert_eq!(
-        table::shown(&read("README.md")),
-        table::draw(&run::results()),
+    let is_drawn = table::shown(&read("README.md")) == table::draw(&run::results());
+    assert!(
+        is_drawn,
         "the table is drawn by `make evidence`, never typed"
     );
 }

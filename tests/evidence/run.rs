@@ -27,7 +27,7 @@ pub(crate) struct Earned {
     pub(crate) scale: String,
     /// The commit that was tested.
     pub(crate) commit: String,
-    /// What was built of it: with another product the row is run again.
+    /// What was built of it, and by what it was judged: with another product the row is run again.
     product: String,
     /// The versions of what ran, and the machine.
     pub(crate) versions: String,
@@ -83,14 +83,24 @@ pub(crate) fn git(args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// What was built: the same product has the same results.
+/// What a result depends on: what is built, and the tests and judges that it is built for. The results themselves
+/// and what draws the table are no part of it.
+pub(crate) const PRODUCT: [&str; 5] = [
+    "src",
+    "Cargo.lock",
+    "tests/it",
+    "tests/sim",
+    "tests/evidence/row.rs",
+];
+
+/// What was built and how it is judged: the same product has the same results.
 fn product() -> String {
-    let changed = git(&["status", "--porcelain", "--", "src", "Cargo.lock"]);
+    let changed = git(&[&["status", "--porcelain", "--"], &PRODUCT[..]].concat());
     assert!(
         changed.is_empty(),
         "the evidence names a commit; commit this first:\n{changed}"
     );
-    let trees = ["HEAD:src", "HEAD:Cargo.lock"].map(|it| git(&["rev-parse", it]));
+    let trees = PRODUCT.map(|it| git(&["rev-parse", &format!("HEAD:{it}")]));
     trees.map(|it| it[..12].to_owned()).join("-")
 }
 
@@ -104,6 +114,12 @@ pub(crate) fn run() {
         assert!(is_known, "no row is called {only}");
     }
     let (product, versions) = (product(), versions());
+    let commit = git(&["rev-parse", "--short=12", "HEAD"]);
+    let seed = std::env::var("SEED").ok().filter(|seed| !seed.is_empty());
+    let seed = seed.map_or_else(unix_seconds, |seed| {
+        let number = seed.parse();
+        number.unwrap_or_else(|_| panic!("SEED is a number, not {seed:?}"))
+    });
     let mut results = results();
     results.retain(|name, _| ROWS.iter().any(|row| row.name == name));
     let is_done = |it: &Earned| it.is_well && it.product == product && it.scale == scale;
@@ -114,9 +130,10 @@ pub(crate) fn run() {
     let wanted: Vec<&Row> = ROWS.iter().filter(is_wanted).collect();
     let (alone, beside): (Vec<&Row>, Vec<&Row>) = wanted.into_iter().partition(|row| row.is_alone);
     say(&format!(
-        "{} of {} rows",
+        "{} of {} rows, as the others have held with this product; seed {seed}; what they print is in {}",
         alone.len() + beside.len(),
-        ROWS.len()
+        ROWS.len(),
+        folder().display()
     ));
     let begun = Instant::now();
     let (results, broken) = (Mutex::new(results), Mutex::new(Vec::new()));
@@ -131,9 +148,9 @@ pub(crate) fn run() {
             is_well: true,
             counts: Vec::new(),
             facts: Vec::new(),
-            seed: unix_seconds(),
+            seed,
             scale: scale.to_owned(),
-            commit: git(&["rev-parse", "--short=12", "HEAD"]),
+            commit: commit.clone(),
             product: product.clone(),
             versions: versions.clone(),
             day: time::OffsetDateTime::now_utc().date().to_string(),
@@ -226,7 +243,8 @@ impl Earned {
                 .env("EVIDENCE_SCALE", &self.scale)
                 // The rest is for the set-up and the judge.
                 .env("EVIDENCE_SECONDS", (share * 4 / 5).max(1).to_string())
-                .env("EVIDENCE_SEED", self.seed.to_string());
+                .env("EVIDENCE_SEED", self.seed.to_string())
+                .env("FUZZ_SEED", (self.seed % (1 << 32)).to_string());
             let ended = run_into(command, &log);
             let is_counted = match proof {
                 Proof::Test { .. } => self.add_counted(&counts),
@@ -247,6 +265,15 @@ impl Earned {
         }
     }
 
+    /// What two tests of a row say of the same stands side by side.
+    fn state(&mut self, what: String, value: String) {
+        match self.facts.iter_mut().find(|(known, _)| *known == what) {
+            Some((_, known)) if *known == value => {}
+            Some((_, known)) => *known = format!("{known}, and {value}"),
+            None => self.facts.push((what, value)),
+        }
+    }
+
     /// Adds what a test wrote; whether it did.
     fn add_counted(&mut self, counts: &Path) -> bool {
         let text = fs::read_to_string(counts).unwrap_or_default();
@@ -255,7 +282,9 @@ impl Earned {
             for (what, num) in line.counts {
                 self.count(&what, num);
             }
-            self.facts.extend(line.facts);
+            for (what, value) in line.facts {
+                self.state(what, value);
+            }
         }
         !text.is_empty()
     }
@@ -288,6 +317,7 @@ fn versions() -> String {
     let rust = said(Path::new("rustc"), &["--version"]);
     let rust = rust.split_whitespace().nth(1).unwrap_or_default();
     let kernel = said(Path::new("uname"), &["-sr"]);
+    let kernel = kernel.split('-').next().unwrap_or_default();
     let cores = thread::available_parallelism().expect("cores can be counted");
     format!("{server}, Rust {rust}, {kernel}, {cores} cores")
 }

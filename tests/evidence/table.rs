@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 
-use crate::rows::{NOT_MADE, ROWS};
+use crate::rows::{NOT_MADE, ROWS, Row};
 use crate::run::{Earned, Results};
 use crate::{read, root};
 
@@ -27,18 +27,25 @@ pub(crate) fn shown(readme: &str) -> &str {
     parts(readme).1
 }
 
-/// What was counted, in one line.
+/// What was counted, in one line; nothing of what never was.
 pub(crate) fn counted(earned: &Earned) -> String {
-    let counts = earned
-        .counts
-        .iter()
-        .map(|(what, num)| format!("{} {what}", grouped(*num)));
-    let facts = earned
-        .facts
-        .iter()
-        .filter(|(what, _)| !what.starts_with(PLANTED));
+    let facts = earned.facts.iter();
+    let facts = facts.filter(|(what, _)| !what.starts_with(PLANTED));
     let facts = facts.map(|(what, value)| format!("{what}: {value}"));
+    let counts = earned.counts.iter().filter(|(_, num)| *num > 0);
+    let counts = counts.map(|(what, num)| format!("{} {what}", grouped(*num)));
     counts.chain(facts).collect::<Vec<_>>().join("; ")
+}
+
+/// The foremost of it.
+fn foremost(row: &Row, earned: &Earned) -> String {
+    let said = row.foremost.iter().filter_map(|wanted| {
+        let count = earned.counts.iter().find(|(what, _)| what == wanted);
+        let fact = earned.facts.iter().find(|(what, _)| what == wanted);
+        let count = count.map(|(what, num)| format!("{} {what}", grouped(*num)));
+        count.or_else(|| fact.map(|(what, value)| format!("{what}: {value}")))
+    });
+    said.collect::<Vec<_>>().join("; ")
 }
 
 /// Draws the table into the README.
@@ -59,32 +66,46 @@ pub(crate) fn draw(results: &Results) -> String {
     let seconds: u64 = results.values().map(|it| it.seconds).sum();
     writeln!(
         text,
-        "{} on {}, {} minutes of faults; commit {}; {}; a debug build, in which the daemon checks its invariants itself.\n",
+        "{} on {}; {}; a debug build, in which the daemon checks its invariants itself; the times of the rows, two of them side by side where they do not measure, add up to {} minutes.\n",
         all(|it| if it.scale == "full" { "`make evidence FULL=1`" } else { "`make evidence`" }),
         all(|it| &it.day),
-        seconds.div_ceil(60),
-        all(|it| &it.commit),
         all(|it| &it.versions),
+        seconds.div_ceil(60),
     )
     .expect("a string takes everything");
-    text += "| row | what was done | what had to hold | counted | |\n|---|---|---|---|---|\n";
-    for row in ROWS {
-        let Some(earned) = results.get(row.name) else {
-            continue;
-        };
+    let earned = || {
+        let earned = ROWS.iter().map(|row| (row, results.get(row.name)));
+        earned.filter_map(|(row, earned)| Some((row, earned?)))
+    };
+    text += "| row | what was done | what had to hold | how often, among others | verdict |\n|---|---|---|---|---|\n";
+    for (row, earned) in earned() {
         let verdict = if earned.is_well { "held" } else { "**broken**" };
-        let (name, fault, held, counted) = (row.name, row.fault, row.held, counted(earned));
+        let (name, fault, held) = (row.name, row.fault, row.held);
+        let foremost = foremost(row, earned);
         writeln!(
             text,
-            "| `{name}` | {fault} | {held} | {counted}; seed {} | {verdict} |",
-            earned.seed
+            "| `{name}` | {fault} | {held} | {foremost} | {verdict} |"
         )
         .expect("a string takes everything");
     }
-    let planted: Vec<(&str, &str)> = ROWS
-        .iter()
-        .filter_map(|row| results.get(row.name))
-        .flat_map(|earned| &earned.facts)
+    text += "\n<details><summary>Everything that was counted, with the seed, the commit and the time of each row</summary>\n\n";
+    for (row, earned) in earned() {
+        let Earned {
+            seed,
+            commit,
+            seconds,
+            ..
+        } = earned;
+        let (name, counted) = (row.name, counted(earned));
+        writeln!(
+            text,
+            "- `{name}` (seed {seed}, commit {commit}, {seconds} s): {counted}"
+        )
+        .expect("a string takes everything");
+    }
+    text += "\n</details>\n";
+    let planted: Vec<(&str, &str)> = earned()
+        .flat_map(|(_, earned)| &earned.facts)
         .filter_map(|(what, by)| Some((what.strip_prefix(PLANTED)?, by.as_str())))
         .collect();
     if !planted.is_empty() {
@@ -100,7 +121,7 @@ pub(crate) fn draw(results: &Results) -> String {
         text += "\n</details>\n";
     }
     if !NOT_MADE.is_empty() {
-        text += "\nNot made:\n\n";
+        text += "\n### Faults that were not made, and why\n\n";
         for (fault, reason) in NOT_MADE {
             writeln!(text, "- {fault}: {reason}").expect("a string takes everything");
         }
@@ -126,22 +147,29 @@ mod tests {
     use super::*;
 
     fn results(change: &str) -> Results {
-        let json = r#"{"ROW": {"is_well": true, "counts": [["kill -9", 1200]], "facts": [["largest memory", "12 MiB"],
-            ["planted: a forgotten mark", "the oracle, after 3 seeds"]], "seed": 7, "scale": "hour", "commit": "abc", "product": "p",
-            "versions": "Rust 1", "day": "2026-11-21", "seconds": 61}}"#;
+        let json = r#"{"ROW": {"is_well": true, "counts": [["kill -9", 1200], ["COUNT", 3400], ["never", 0]],
+            "facts": [["largest memory", "12 MiB"], ["planted: a forgotten mark", "the oracle, after 3 seeds"]],
+            "seed": 7, "scale": "hour", "commit": "abc", "product": "p", "versions": "Rust 1", "day": "2026-11-21",
+            "seconds": 61}}"#;
         let json = json.replace("ROW", ROWS[0].name).replace("true", change);
+        let json = json.replace("COUNT", ROWS[0].foremost[0]);
         serde_json::from_str(&json).unwrap()
     }
 
     #[test]
     fn a_row_shows_what_was_counted_and_whether_it_held() {
         let well = draw(&results("true"));
+        let (row, foremost) = (ROWS[0].name, ROWS[0].foremost[0]);
         for part in [
-            "`make evidence` on 2026-11-21, 2 minutes of faults; commit abc; Rust 1;",
-            "| 1,200 kill -9; largest memory: 12 MiB; seed 7 | held |",
-            "| a forgotten mark | the oracle, after 3 seeds |",
+            "`make evidence` on 2026-11-21; Rust 1;".to_owned(),
+            "add up to 2 minutes.".to_owned(),
+            format!("| 3,400 {foremost} | held |"),
+            format!(
+                "- `{row}` (seed 7, commit abc, 61 s): 1,200 kill -9; 3,400 {foremost}; largest memory: 12 MiB\n"
+            ),
+            "| a forgotten mark | the oracle, after 3 seeds |".to_owned(),
         ] {
-            assert!(well.contains(part), "no {part} in\n{well}");
+            assert!(well.contains(&part), "no {part} in\n{well}");
         }
         let broken = draw(&results("false"));
         assert!(broken.contains("| **broken** |"), "{broken}");
