@@ -92,6 +92,19 @@ async fn fill(client: &Client, stream: &str) {
     limit_stream(client, stream, i64::try_from(held).expect("few messages")).await;
 }
 
+/// Gives the server another configuration, and waits until it goes by it: who connects before meets the one before.
+async fn reload(nats: &mut Nats, config: String) {
+    let log = nats.folder().join("nats-server.log");
+    let num_reloads = || {
+        let log = std::fs::read_to_string(&log).expect("the server's log");
+        log.matches("Reloaded server configuration").count()
+    };
+    let num_before = num_reloads();
+    nats.reload(config)
+        .unwrap_or_else(|error| panic!("{error}"));
+    eventually("the configuration", async || num_reloads() > num_before).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_of_the_broker_lose_and_repeat_nothing() {
     let mut row = Row::new(Rounds::in_test(5));
@@ -127,8 +140,7 @@ async fn refusals_of_the_broker_lose_and_repeat_nothing() {
             Refusal::LargePayloads => {
                 let limit = format!("\nmax_payload: {}", 700 + random.below(1000));
                 let config = with_streams(&broker.streams) + &limit;
-                let reloaded = broker.nats.reload(config);
-                reloaded.unwrap_or_else(|error| panic!("{error}"));
+                reload(&mut broker.nats, config).await;
             }
             Refusal::Streams => broker.restart_with(String::new()).await,
         }
@@ -202,8 +214,7 @@ async fn a_digest_that_was_stored_whole_does_not_come_again_in_parts() {
             is_stored(num_stored + 2).await
         })
         .await;
-        let reloaded = nats.reload("max_payload: 1KB".to_owned());
-        reloaded.unwrap_or_else(|error| panic!("{error}"));
+        reload(&mut nats, "max_payload: 1KB".to_owned()).await;
         link.reset();
         link.heal();
         row.count(
@@ -221,8 +232,7 @@ async fn a_digest_that_was_stored_whole_does_not_come_again_in_parts() {
         eventually("the next digest", async || is_stored(num_stored + 3).await).await;
         num_stored += 3;
         assert_eq!(num_messages(&client, "TOCSIN_OUT").await, num_stored);
-        let reloaded = nats.reload(String::new());
-        reloaded.unwrap_or_else(|error| panic!("{error}"));
+        reload(&mut nats, String::new()).await;
         // It hears of the limit when it connects.
         link.reset();
     }
@@ -287,12 +297,10 @@ async fn permissions_taken_and_given_back_lose_and_repeat_nothing() {
         let traffic = Traffic::start(&client, random.next(), Load::at(Pace::Paced(200))).await;
         traffic.after(50 + random.below(100)).await;
         let num_said = setup.log().matches(said).count();
-        nats.reload(with_denied(&[subject]))
-            .unwrap_or_else(|error| panic!("{error}"));
+        reload(&mut nats, with_denied(&[subject])).await;
         eventually(said, async || setup.log().matches(said).count() > num_said).await;
         traffic.after(50).await;
-        nats.reload(with_denied(NOTHING))
-            .unwrap_or_else(|error| panic!("{error}"));
+        reload(&mut nats, with_denied(NOTHING)).await;
         traffic.after(50).await;
         confirmed = confirmed.and(traffic.stop().await);
         // What was refused for good is tried again half a minute later.
