@@ -171,6 +171,8 @@ pub(super) struct OutputStream {
     places: BTreeMap<String, usize>,
     /// What was purged lies before.
     num_purged: usize,
+    /// Messages of which something was purged: what is left of one does not follow, and it is sent again.
+    purged: BTreeSet<String>,
     /// Whether it ever lost what it held.
     is_harmed: bool,
     wholes: BTreeMap<String, Whole>,
@@ -276,6 +278,13 @@ impl OutputStream {
             piece,
         });
         Ok(())
+    }
+
+    fn purge(&mut self, num_kept: usize) {
+        self.is_harmed = true;
+        self.num_purged = self.messages.len().saturating_sub(num_kept);
+        let purged = self.messages.iter().take(self.num_purged);
+        self.purged.extend(purged.map(|it| it.piece.whole.clone()));
     }
 
     fn roll_back(&mut self, num_lost: usize) {
@@ -403,7 +412,7 @@ impl<D: Observed> World<D> {
             self.count(REPEATS);
             return Ok(is_digest.then_some(place as u64 + 1));
         }
-        let is_purged = place < output.num_purged;
+        let is_purged = output.purged.contains(&attempt.piece.whole);
         demand("I-07 no id is stored twice", is_purged, || {
             format!("{} is stored again", attempt.id)
         })?;
@@ -429,8 +438,7 @@ impl<D: Observed> World<D> {
             output.roll_back(num_drawn);
             "output streams rolled back"
         } else {
-            output.is_harmed = true;
-            output.num_purged = output.messages.len().saturating_sub(num_drawn);
+            output.purge(num_drawn);
             "output streams purged"
         };
         self.trace.note(format_args!("{what}"));
