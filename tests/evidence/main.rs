@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `rows.rs` | the rows of the table: what is done, what has to hold, which tests show it |
 //! | `row.rs` | a row as its test sees it; the tests of `tests/it/` and `tests/sim/` include it |
+//! | `sources.rs` | what the result of a row depends on |
 //! | `run.rs` | runs the rows, longer than a test run does, and keeps what they counted |
 //! | `table.rs` | the table, and its place in the README |
 //! | `protections.rs` | the lines of `src/` that protect, and the test that fails without each |
@@ -24,6 +25,7 @@
 mod protections;
 mod rows;
 mod run;
+mod sources;
 mod table;
 
 use std::fs;
@@ -75,18 +77,35 @@ fn every_row_is_shown_by_tests_that_exist() {
 }
 
 #[test]
-fn a_result_depends_on_the_tests_of_its_row() {
-    let is_there = |part: &&str| root().join(part).exists();
-    assert!(run::PRODUCT.iter().all(is_there), "{:?}", run::PRODUCT);
-    let is_in_it = |file: &Path| {
-        let file = file.strip_prefix(root()).expect("a file of the project");
-        run::PRODUCT.iter().any(|part| file.starts_with(part))
-    };
-    for proof in rows::ROWS.iter().flat_map(|row| row.proofs) {
-        if let rows::Proof::Test { target, test } = proof {
-            assert!(is_in_it(&file_of(target, test)), "{target} {test}");
+fn a_result_depends_on_what_is_built_its_tests_and_what_they_use() {
+    for row in rows::ROWS {
+        let paths = sources::of(row);
+        let missing = paths.iter().find(|path| !root().join(path).exists());
+        assert_eq!(missing, None, "{}", row.name);
+        assert!(paths.contains("src"));
+        for proof in row.proofs {
+            if let rows::Proof::Test { target, test } = proof {
+                let file = file_of(target, test);
+                let file = file.strip_prefix(root()).expect("a file of the project");
+                let is_in_it = paths.iter().any(|path| file.starts_with(path));
+                assert!(is_in_it, "{target} {test}");
+            }
         }
     }
+    let of = |name| {
+        sources::of(
+            rows::ROWS
+                .iter()
+                .find(|row| row.name == name)
+                .expect("a row"),
+        )
+    };
+    let damage = of("damage");
+    for used in ["tests/it/power_loss.rs", "tests/it/store_contract.rs"] {
+        assert!(damage.contains(used), "{damage:?}");
+    }
+    assert!(of("hostile-messages").contains("tests/it/hostile"));
+    assert!(!of("simulation").contains("tests/it/support"));
 }
 
 /// The modules that a file declares.

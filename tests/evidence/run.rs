@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::root;
 use crate::rows::{Proof, ROWS, Row};
+use crate::sources;
 use crate::table;
 
 /// What a row has counted, and on what.
@@ -27,8 +28,8 @@ pub(crate) struct Earned {
     pub(crate) scale: String,
     /// The commit that was tested.
     pub(crate) commit: String,
-    /// What was built of it, and by what it was judged: with another product the row is run again.
-    product: String,
+    /// What it depends on ([`sources`]): with another version the row is run again.
+    version: String,
     /// The versions of what ran, and the machine.
     pub(crate) versions: String,
     /// The day, in UTC.
@@ -83,28 +84,7 @@ pub(crate) fn git(args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
-/// What a result depends on: what is built, and the tests and judges that it is built for. The results themselves
-/// and what draws the table are no part of it.
-pub(crate) const PRODUCT: [&str; 5] = [
-    "src",
-    "Cargo.lock",
-    "tests/it",
-    "tests/sim",
-    "tests/evidence/row.rs",
-];
-
-/// What was built and how it is judged: the same product has the same results.
-fn product() -> String {
-    let changed = git(&[&["status", "--porcelain", "--"], &PRODUCT[..]].concat());
-    assert!(
-        changed.is_empty(),
-        "the evidence names a commit; commit this first:\n{changed}"
-    );
-    let trees = PRODUCT.map(|it| git(&["rev-parse", &format!("HEAD:{it}")]));
-    trees.map(|it| it[..12].to_owned()).join("-")
-}
-
-/// Runs every row that has no result for this product yet, and draws the table after each.
+/// Runs every row that has no result of this version yet, and draws the table after each.
 pub(crate) fn run() {
     let is_full = std::env::var("FULL").is_ok_and(|full| full == "1");
     let scale = if is_full { "full" } else { "hour" };
@@ -113,7 +93,12 @@ pub(crate) fn run() {
         let is_known = ROWS.iter().any(|row| row.name == only);
         assert!(is_known, "no row is called {only}");
     }
-    let (product, versions) = (product(), versions());
+    let current: BTreeMap<_, _> = ROWS
+        .iter()
+        .map(|row| (row.name, sources::version(row)))
+        .collect();
+    let version_of = |row: &Row| current.get(row.name).cloned().expect("every row has one");
+    let versions = versions();
     let commit = git(&["rev-parse", "--short=12", "HEAD"]);
     let seed = std::env::var("SEED").ok().filter(|seed| !seed.is_empty());
     let seed = seed.map_or_else(unix_seconds, |seed| {
@@ -122,15 +107,16 @@ pub(crate) fn run() {
     });
     let mut results = results();
     results.retain(|name, _| ROWS.iter().any(|row| row.name == name));
-    let is_done = |it: &Earned| it.is_well && it.product == product && it.scale == scale;
+    let is_done =
+        |row: &Row, it: &Earned| it.is_well && it.version == version_of(row) && it.scale == scale;
     let is_wanted = |row: &&Row| match &only {
         Some(only) => only == row.name,
-        None => !results.get(row.name).is_some_and(is_done),
+        None => !results.get(row.name).is_some_and(|it| is_done(row, it)),
     };
     let wanted: Vec<&Row> = ROWS.iter().filter(is_wanted).collect();
     let (alone, beside): (Vec<&Row>, Vec<&Row>) = wanted.into_iter().partition(|row| row.is_alone);
     say(&format!(
-        "{} of {} rows, as the others have held with this product; seed {seed}; what they print is in {}",
+        "{} of {} rows, as the others have held with this version; seed {seed}; what they print is in {}",
         alone.len() + beside.len(),
         ROWS.len(),
         folder().display()
@@ -151,7 +137,7 @@ pub(crate) fn run() {
             seed,
             scale: scale.to_owned(),
             commit: commit.clone(),
-            product: product.clone(),
+            version: version_of(row),
             versions: versions.clone(),
             day: time::OffsetDateTime::now_utc().date().to_string(),
             seconds: 0,

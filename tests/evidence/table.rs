@@ -149,7 +149,7 @@ mod tests {
     fn results(change: &str) -> Results {
         let json = r#"{"ROW": {"is_well": true, "counts": [["kill -9", 1200], ["COUNT", 3400], ["never", 0]],
             "facts": [["largest memory", "12 MiB"], ["planted: a forgotten mark", "the oracle, after 3 seeds"]],
-            "seed": 7, "scale": "hour", "commit": "abc", "product": "p", "versions": "Rust 1", "day": "2026-11-21",
+            "seed": 7, "scale": "hour", "commit": "abc", "version": "v", "versions": "Rust 1", "day": "2026-11-21",
             "seconds": 61}}"#;
         let json = json.replace("ROW", ROWS[0].name).replace("true", change);
         let json = json.replace("COUNT", ROWS[0].foremost[0]);
