@@ -198,6 +198,11 @@ impl fmt::Debug for StoreId {
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Epoch(pub u64);
 
+impl Epoch {
+    /// Beyond every store's: a claim a second for half a year. The keys of owed messages have no more room.
+    pub const MAX: Self = Self((1 << 24) - 1);
+}
+
 /// The number of a partition's commit: the first is 1, and each follows the one before.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct CommitNumber(pub u64);

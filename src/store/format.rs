@@ -429,6 +429,9 @@ impl Frame {
     }
 }
 
+/// Nothing was ever counted beyond it: what follows a number can be told.
+const MAX_COUNT: u64 = u64::MAX >> 1;
+
 /// One section of a record.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Section<'a> {
@@ -506,13 +509,13 @@ impl<'a> Sections<'a> {
             kind = self.reader.byte()?;
         }
         let partition = PartitionId(u16::from_le_bytes(self.reader.array()?));
-        let epoch = Epoch(self.reader.varint()?);
+        let epoch = read_epoch(&mut self.reader)?;
         match kind {
             SECTION_COMMIT => Ok(Section::Commit {
                 partition,
                 header: Header {
                     epoch,
-                    number: CommitNumber(self.reader.varint()?),
+                    number: CommitNumber(read_count(&mut self.reader)?),
                     position: self.position,
                 },
                 rows: self.reader.bytes()?,
@@ -544,10 +547,27 @@ fn put_header(out: &mut Vec<u8>, header: &Header) {
 
 fn read_header(reader: &mut Reader<'_>) -> Result<Header, CorruptRow> {
     Ok(Header {
-        epoch: Epoch(reader.varint()?),
-        number: CommitNumber(reader.varint()?),
+        epoch: read_epoch(reader)?,
+        number: CommitNumber(read_count(reader)?),
         position: read_position(reader)?,
     })
+}
+
+fn read_epoch(reader: &mut Reader<'_>) -> Result<Epoch, CorruptRow> {
+    let epoch = Epoch(reader.varint()?);
+    if epoch > Epoch::MAX {
+        return Err(CorruptRow("an epoch is higher than claims make it"));
+    }
+    Ok(epoch)
+}
+
+/// Reads a number that goes up by one at a time, and never as far as this.
+fn read_count(reader: &mut Reader<'_>) -> Result<u64, CorruptRow> {
+    let count = reader.varint()?;
+    if count > MAX_COUNT {
+        return Err(CorruptRow("a number is higher than anything is counted"));
+    }
+    Ok(count)
 }
 
 fn put_position(out: &mut Vec<u8>, position: Option<&Position>) {
@@ -584,7 +604,7 @@ fn read_position(reader: &mut Reader<'_>) -> Result<Option<Position>, CorruptRow
     };
     let cursor = Cursor {
         generation: reader.varint_u32()?,
-        sequence: reader.varint()?,
+        sequence: read_count(reader)?,
     };
     let timestamp = reader.timestamp()?;
     let fingerprint = match reader.byte()? {
@@ -614,7 +634,7 @@ mod tests {
         let fields = (
             any::<Option<u64>>(),
             any::<u32>(),
-            any::<u64>(),
+            0..=MAX_COUNT,
             any::<u64>(),
             any::<Option<u64>>(),
         );
@@ -636,7 +656,7 @@ mod tests {
     }
 
     fn header() -> impl Strategy<Value = Header> {
-        (any::<u64>(), any::<u64>(), position()).prop_map(|(epoch, number, position)| Header {
+        (0..=Epoch::MAX.0, 0..=MAX_COUNT, position()).prop_map(|(epoch, number, position)| Header {
             epoch: Epoch(epoch),
             number: CommitNumber(number),
             position,
@@ -660,6 +680,43 @@ mod tests {
         let fields = HeadFields::decode(kind, *fields)?;
         fields.check(body)?;
         Ok(body)
+    }
+
+    #[test]
+    fn what_nobody_counts_to_is_damage() {
+        let is_read = |body: &[u8]| Sections::new(body).all(|section| section.is_ok());
+        let claim = |epoch: u64| {
+            let mut out = Vec::new();
+            RecordEncoder::default().claim(&mut out, PartitionId(1), Epoch(epoch));
+            is_read(&out)
+        };
+        assert!(claim(Epoch::MAX.0));
+        assert!(!claim(Epoch::MAX.0 + 1));
+        assert!(!claim(u64::MAX));
+        let commit = |number: u64, sequence: u64| {
+            let mut out = Vec::new();
+            let position = Position {
+                origin: Origin::Session,
+                cursor: Cursor {
+                    generation: 0,
+                    sequence,
+                },
+                timestamp: Timestamp::EPOCH,
+                fingerprint: None,
+            };
+            let commit = Commit {
+                partition: PartitionId(1),
+                epoch: Epoch(1),
+                number: CommitNumber(number),
+                position: Some(position),
+                rows: Rows::default(),
+            };
+            RecordEncoder::default().commit(&mut out, &commit);
+            is_read(&out)
+        };
+        assert!(commit(MAX_COUNT, MAX_COUNT));
+        assert!(!commit(MAX_COUNT + 1, 1));
+        assert!(!commit(1, MAX_COUNT + 1));
     }
 
     proptest! {
