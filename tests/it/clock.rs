@@ -19,7 +19,9 @@ use crate::support::daemon::Setup;
 use crate::support::evidence::{Rounds, Row};
 use crate::support::nats::Nats;
 use crate::support::random::Random;
-use crate::support::traffic::{Load, Pace, Traffic, change_and_request, publish_taken, request};
+use crate::support::traffic::{
+    Load, Pace, Traffic, Turn, change_and_request, publish_taken, request,
+};
 use crate::support::{eventually, judge};
 
 /// What the daemon logs of a wrong clock, and when it is right again.
@@ -74,14 +76,15 @@ impl Clock {
 }
 
 /// Changes from half a day ago to half a day ahead, most of them clear: under a clock that is two days behind they
-/// lie too far in the future, under one that is two days ahead every tombstone has had its time.
-fn message_around_now(random: &mut Random, _number: u64) -> (String, String) {
+/// lie too far in the future, under one that is two days ahead every tombstone has had its time. Always of other
+/// alarms: soon none would be newer than what is on record.
+fn message_around_now(random: &mut Random, Turn { began, number }: Turn) -> (String, String) {
     const HALF_A_DAY: u64 = 12 * 3600;
     let user = format!("user {}", random.below(10));
     if random.below(5) == 0 {
         return ("SendAlarmDigest".to_owned(), request(&user));
     }
-    let alarm = random.below(10);
+    let alarm = format!("{began}-{}-{}", number / 200, random.below(10));
     let status = ["CLEARED", "CLEARED", "WARNING", "CRITICAL"][random.below(4) as usize];
     let ahead = Duration::from_secs(random.below(2 * HALF_A_DAY));
     let at = OffsetDateTime::now_utc() + ahead - Duration::from_secs(HALF_A_DAY);

@@ -11,7 +11,7 @@ use crate::support::link::{Direction, Link};
 use crate::support::nats::{Nats, limit_stream, num_messages};
 use crate::support::random::Random;
 use crate::support::traffic::{
-    Confirmed, Load, Pace, Traffic, change, message_for_large_digests, publish, request,
+    Confirmed, Load, Pace, Traffic, Turn, change, message_for_large_digests, publish, request,
 };
 
 /// What the broker refuses in one round.
@@ -56,11 +56,12 @@ impl Refusal {
 }
 
 /// Digests of many alarms, and what must be refused.
-fn message(random: &mut Random, number: u64) -> (String, String) {
+fn message(random: &mut Random, turn: Turn) -> (String, String) {
     if random.below(20) == 0 {
-        return ("AlarmStatusChanged".to_owned(), format!("junk {number}"));
+        let junk = format!("junk {}", turn.number);
+        return ("AlarmStatusChanged".to_owned(), junk);
     }
-    message_for_large_digests(random, number)
+    message_for_large_digests(random, turn)
 }
 
 /// A server whose streams can be switched off.

@@ -16,12 +16,23 @@ use tokio::time::{Instant, sleep, timeout};
 use super::judge::Stored;
 use super::random::Random;
 
+/// The beginning of 2026, in seconds since 1970.
+const YEAR: u64 = 1_767_225_600;
+
 /// A change at so many seconds after the beginning of 2026.
 pub(crate) fn change(user: &str, alarm: &str, status: &str, second: u64) -> String {
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let at = time_of(second);
     format!(
-        "{{\"AlarmID\":\"{alarm}\",\"UserID\":\"{user}\",\"Status\":\"{status}\",\"ChangedAt\":\"2026-01-01T{hour:02}:{minute:02}:{second:02}Z\"}}"
+        "{{\"AlarmID\":\"{alarm}\",\"UserID\":\"{user}\",\"Status\":\"{status}\",\"ChangedAt\":\"{at}Z\"}}"
     )
+}
+
+/// So many seconds after the beginning of 2026, without its end.
+fn time_of(second: u64) -> String {
+    let second = i64::try_from(YEAR + second).expect("some year");
+    let at = time::OffsetDateTime::from_unix_timestamp(second).expect("some year");
+    let (date, (hour, minute, second)) = (at.date(), at.to_hms());
+    format!("{date}T{hour:02}:{minute:02}:{second:02}")
 }
 
 /// A request for a digest.
@@ -60,9 +71,21 @@ pub(crate) async fn change_and_request(
     publish_taken(client, "SendAlarmDigest", request(user)).await;
 }
 
-/// One random message, the so-many-th of its publisher: mostly changes, late, repeated and on again; requests;
+/// Up to when changes were made by all traffic of this process, in seconds after the beginning of 2026: what is
+/// published later is later, or most of it would change nothing.
+static LATEST: AtomicU64 = AtomicU64::new(0);
+
+/// Which message of its publisher is made.
+#[derive(Clone, Copy)]
+pub(crate) struct Turn {
+    /// When the traffic began, in seconds after the beginning of 2026.
+    pub(crate) began: u64,
+    pub(crate) number: u64,
+}
+
+/// One random message: mostly changes, late, repeated and on again; requests;
 /// now and then junk.
-fn random_message(random: &mut Random, number: u64) -> (String, String) {
+fn random_message(random: &mut Random, turn: Turn) -> (String, String) {
     let user = random.below(40);
     let twin = |random: &mut Random, base: &str| match random.below(3) {
         0 => format!("{base}.{}", random.below(3)),
@@ -81,11 +104,10 @@ fn random_message(random: &mut Random, number: u64) -> (String, String) {
             let alarm = random.below(12);
             let status = ["CLEARED", "WARNING", "CRITICAL"][random.below(3) as usize];
             // Time goes on, or what comes late would soon be everything; in steps, so that some are equal.
-            let tenth = number / 20 + random.below(50);
-            let (minute, second, tenth) = (tenth / 600, tenth / 10 % 60, tenth % 10);
-            let (hour, minute) = (minute / 60, minute % 60);
+            let tenth = turn.number / 20 + random.below(50);
+            let (at, tenth) = (time_of(turn.began + tenth / 10), tenth % 10);
             let payload = format!(
-                "{{\"AlarmID\":\"alarm {alarm}\",\"UserID\":\"user {user}\",\"Status\":\"{status}\",\"ChangedAt\":\"2026-01-01T{hour:02}:{minute:02}:{second:02}.{tenth}Z\"}}"
+                "{{\"AlarmID\":\"alarm {alarm}\",\"UserID\":\"user {user}\",\"Status\":\"{status}\",\"ChangedAt\":\"{at}.{tenth}Z\"}}"
             );
             (twin(random, "AlarmStatusChanged"), payload)
         }
@@ -93,13 +115,13 @@ fn random_message(random: &mut Random, number: u64) -> (String, String) {
 }
 
 /// Many alarms and few requests: digests that a small `max_payload` splits.
-pub(crate) fn message_for_large_digests(random: &mut Random, number: u64) -> (String, String) {
+pub(crate) fn message_for_large_digests(random: &mut Random, turn: Turn) -> (String, String) {
     let user = format!("user {}", random.below(6));
     if random.below(40) == 0 {
         return ("SendAlarmDigest".to_owned(), request(&user));
     }
     let alarm = format!("alarm {}", random.below(200));
-    let at = number / 20 + random.below(3600);
+    let at = turn.began + turn.number / 20 + random.below(3600);
     let status = ["WARNING", "CRITICAL"][random.below(2) as usize];
     (
         "AlarmStatusChanged".to_owned(),
@@ -107,8 +129,8 @@ pub(crate) fn message_for_large_digests(random: &mut Random, number: u64) -> (St
     )
 }
 
-/// Makes the next message of a history, the so-many-th of its publisher: its subject and its bytes.
-pub(crate) type MakeMessage = fn(&mut Random, u64) -> (String, String);
+/// Makes the next message of a history: its subject and its bytes.
+pub(crate) type MakeMessage = fn(&mut Random, Turn) -> (String, String);
 
 /// How fast messages are published.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -323,6 +345,7 @@ struct Publisher {
     make: MakeMessage,
     progress: Arc<Progress>,
     random: Random,
+    began: u64,
     number: u64,
     inbox: String,
     answers: Subscriber,
@@ -346,6 +369,7 @@ impl Publisher {
             make,
             progress,
             random: Random(seed),
+            began: LATEST.load(Ordering::Relaxed),
             number: 0,
             inbox,
             answers: answers.expect("a subscription"),
@@ -389,8 +413,17 @@ impl Publisher {
         statistics.connects.load(Ordering::Relaxed)
     }
 
+    fn make_next(&mut self) -> (String, String) {
+        let turn = Turn {
+            began: self.began,
+            number: self.number,
+        };
+        LATEST.fetch_max(turn.began + turn.number / 20, Ordering::Relaxed);
+        (self.make)(&mut self.random, turn)
+    }
+
     async fn publish_next(&mut self) {
-        let (subject, payload) = (self.make)(&mut self.random, self.number);
+        let (subject, payload) = self.make_next();
         let sent = Sent {
             subject,
             payload: payload.into(),
