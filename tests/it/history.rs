@@ -16,7 +16,9 @@ use crate::support::heard::Heard;
 use crate::support::judge::{self, Stored};
 use crate::support::nats::{Nats, num_messages};
 use crate::support::random::Random;
-use crate::support::traffic::{Load, Pace, Traffic, change, publish_taken, request};
+use crate::support::traffic::{
+    Load, Pace, Traffic, change, change_and_request, publish_taken, request,
+};
 
 /// Every digest from now on.
 async fn digests(client: &Client) -> mpsc::Receiver<String> {
@@ -208,6 +210,7 @@ const NUM_USERS: u64 = 40;
 struct Told {
     input: Vec<Stored>,
     heard: Heard,
+    num_phases: u64,
 }
 
 impl Told {
@@ -225,6 +228,10 @@ impl Told {
         for user in 0..NUM_USERS {
             publish_taken(client, "SendAlarmDigest", request(&format!("user {user}"))).await;
         }
+        // Something is due for certain: when it is answered, all before it was read.
+        self.num_phases += 1;
+        let user = format!("phase {}", self.num_phases);
+        change_and_request(client, &user, "disk", "CRITICAL", 1).await;
         let last = self.input.last().map(|it| (it.sequence, it.nanos));
         let stream = judge::read_stream(client, "TOCSIN_IN").await;
         let known = stream
@@ -327,6 +334,7 @@ async fn rewritten_histories_lose_and_repeat_nothing_and_are_said() {
     let mut told = Told {
         input: Vec::new(),
         heard: Heard::start(&client).await,
+        num_phases: 0,
     };
     told.phase(&client, &mut row, &mut random).await;
     let context = jetstream::new(client.clone());
@@ -419,6 +427,7 @@ async fn streams_of_ours_purged_or_deleted_under_way_lose_no_digest() {
     let mut told = Told {
         input: Vec::new(),
         heard: Heard::start(&client).await,
+        num_phases: 0,
     };
     let context = jetstream::new(client.clone());
     for round in 0.. {
