@@ -2,7 +2,8 @@
 //!
 //! The whole payload is checked to be UTF-8 first. Values of known fields are kept as slices of it and judged
 //! only at the end, so that a repeated field takes its last value whatever stood before; values are skipped
-//! without recursion, so depth costs no stack. A message of UUIDs is read without an allocation.
+//! without recursion, so depth costs no stack. A message of UUIDs is read without an allocation, and an object of
+//! plain strings, as every publisher of ours sends it, at a glance (`plain`).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -14,7 +15,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::{CHANGE, REQUEST};
+use super::{CHANGE, REQUEST, plain};
 use crate::core::ids::{Id, MAX_ID_BYTES, UserId};
 use crate::core::outbox::DeadLetter;
 use crate::core::time::{TimeError, Timestamp};
@@ -249,13 +250,16 @@ pub fn decode_digest(payload: &[u8]) -> Result<Digest, Reject> {
     let read: DigestShape<'_> = serde_json::from_str(utf8(payload)?).map_err(bad_json)?;
     let entry = |entry: EntryShape<'_>| {
         Ok(DigestEntry {
-            alarm: AlarmId(id("AlarmID", entry.alarm)?),
-            status: status(entry.status)?,
-            changed_at: time("LatestChangedAt", entry.latest_changed_at)?,
+            alarm: AlarmId(id("AlarmID", entry.alarm.map(RawValue::get))?),
+            status: status(entry.status.map(RawValue::get))?,
+            changed_at: time(
+                "LatestChangedAt",
+                entry.latest_changed_at.map(RawValue::get),
+            )?,
         })
     };
     Ok(Digest {
-        user: UserId(id("UserID", read.user)?),
+        user: UserId(id("UserID", read.user.map(RawValue::get))?),
         alarms: read
             .active_alarms
             .into_iter()
@@ -278,16 +282,44 @@ pub fn decode_reply(payload: &[u8]) -> Option<Result<(), String>> {
 }
 
 /// The last value of each known field, as it stands in the payload.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 struct Fields<'a> {
-    user: Option<&'a RawValue>,
-    alarm: Option<&'a RawValue>,
-    status: Option<&'a RawValue>,
-    changed_at: Option<&'a RawValue>,
+    user: Option<&'a str>,
+    alarm: Option<&'a str>,
+    status: Option<&'a str>,
+    changed_at: Option<&'a str>,
+}
+
+impl<'a> Fields<'a> {
+    /// Where the value of a key belongs; `None` when nobody asks for it.
+    const fn place(&mut self, key: &Key) -> Option<&mut Option<&'a str>> {
+        match key {
+            Key::User => Some(&mut self.user),
+            Key::Alarm => Some(&mut self.alarm),
+            Key::Status => Some(&mut self.status),
+            Key::ChangedAt => Some(&mut self.changed_at),
+            Key::Unknown => None,
+        }
+    }
 }
 
 fn read_object(payload: &[u8]) -> Result<Fields<'_>, Reject> {
     let text = utf8(payload)?;
+    read_plain(text).map_or_else(|| read_strictly(text), Ok)
+}
+
+/// Reads an object of plain strings; `None` for everything else, right or wrong.
+fn read_plain(text: &str) -> Option<Fields<'_>> {
+    let mut fields = Fields::default();
+    plain::members(text, |name, value| {
+        if let Some(place) = fields.place(&Key::of(name)) {
+            *place = Some(value);
+        }
+    })
+    .then_some(fields)
+}
+
+fn read_strictly(text: &str) -> Result<Fields<'_>, Reject> {
     let value = text.trim_start_matches([' ', '\t', '\n', '\r']);
     if !value.starts_with('{') {
         // Junk is junk; only what is JSON deserves to be called something else than an object.
@@ -326,17 +358,12 @@ impl<'de> Visitor<'de> for ObjectVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
         let mut fields = Fields::default();
         while let Some(key) = map.next_key_seed(KeySeed)? {
-            let place = match key {
-                Key::User => &mut fields.user,
-                Key::Alarm => &mut fields.alarm,
-                Key::Status => &mut fields.status,
-                Key::ChangedAt => &mut fields.changed_at,
-                Key::Unknown => {
+            match fields.place(&key) {
+                Some(place) => *place = Some(map.next_value::<&RawValue>()?.get()),
+                None => {
                     map.next_value::<IgnoredAny>()?;
-                    continue;
                 }
-            };
-            *place = Some(map.next_value()?);
+            }
         }
         Ok(fields)
     }
@@ -348,6 +375,22 @@ enum Key {
     Status,
     ChangedAt,
     Unknown,
+}
+
+impl Key {
+    fn of(name: &str) -> Self {
+        match name {
+            "UserID" => Self::User,
+            "AlarmID" => Self::Alarm,
+            "Status" => Self::Status,
+            "ChangedAt" => Self::ChangedAt,
+            _ if name.eq_ignore_ascii_case("UserID") => Self::User,
+            _ if name.eq_ignore_ascii_case("AlarmID") => Self::Alarm,
+            _ if name.eq_ignore_ascii_case("Status") => Self::Status,
+            _ if name.eq_ignore_ascii_case("ChangedAt") => Self::ChangedAt,
+            _ => Self::Unknown,
+        }
+    }
 }
 
 struct KeySeed;
@@ -368,20 +411,11 @@ impl Visitor<'_> for KeySeed {
     }
 
     fn visit_str<E: serde::de::Error>(self, name: &str) -> Result<Key, E> {
-        const NAMES: [(&str, Key); 4] = [
-            ("UserID", Key::User),
-            ("AlarmID", Key::Alarm),
-            ("Status", Key::Status),
-            ("ChangedAt", Key::ChangedAt),
-        ];
-        Ok(NAMES
-            .into_iter()
-            .find(|(known, _)| known.eq_ignore_ascii_case(name))
-            .map_or(Key::Unknown, |(_, key)| key))
+        Ok(Key::of(name))
     }
 }
 
-fn id(field: &'static str, value: Option<&RawValue>) -> Result<Id, Reject> {
+fn id(field: &'static str, value: Option<&str>) -> Result<Id, Reject> {
     let text = text(field, value)?;
     Id::new(&text).ok_or(Reject::TooLong {
         field,
@@ -389,12 +423,12 @@ fn id(field: &'static str, value: Option<&RawValue>) -> Result<Id, Reject> {
     })
 }
 
-fn status(value: Option<&RawValue>) -> Result<Status, Reject> {
+fn status(value: Option<&str>) -> Result<Status, Reject> {
     let name = text("Status", value)?;
     Status::parse(&name).ok_or_else(|| Reject::UnknownStatus { found: clip(&name) })
 }
 
-fn time(field: &'static str, value: Option<&RawValue>) -> Result<Timestamp, Reject> {
+fn time(field: &'static str, value: Option<&str>) -> Result<Timestamp, Reject> {
     let text = text(field, value)?;
     Timestamp::parse(&text).map_err(|error| {
         let found = clip(&text);
@@ -406,8 +440,8 @@ fn time(field: &'static str, value: Option<&RawValue>) -> Result<Timestamp, Reje
 }
 
 /// The text of a field: there, a string, and not empty.
-fn text<'a>(field: &'static str, value: Option<&'a RawValue>) -> Result<Cow<'a, str>, Reject> {
-    let raw = value.ok_or(Reject::MissingField { field })?.get();
+fn text<'a>(field: &'static str, value: Option<&'a str>) -> Result<Cow<'a, str>, Reject> {
+    let raw = value.ok_or(Reject::MissingField { field })?;
     let Some(quoted) = raw.strip_prefix('"') else {
         let found = kind(raw);
         return Err(Reject::WrongType { field, found });
@@ -671,7 +705,72 @@ mod tests {
         assert_eq!(letter.detail, "not UTF-8 from byte 0 on");
     }
 
+    #[test]
+    fn what_publishers_send_is_read_at_a_glance() {
+        let [alarm, user, status, time] = GOOD;
+        let sent = with(alarm, user, status, time);
+        for text in [
+            sent.as_str(),
+            &sent.replace(',', "\t,\r\n "),
+            " { } ",
+            r#"{"UserID":"\u{7f}\u{1F514}","Other":"","UserID":"u"}"#,
+        ] {
+            assert!(read_plain(text).is_some(), "{text}");
+        }
+        for text in [
+            "",
+            "{",
+            "{\"UserID\":\"u\\n\"}",
+            "{\"UserID\":\"\u{1f}\"}",
+            "{\"UserID\":7}",
+            "{\"UserID\":\"u\",}",
+        ] {
+            assert_eq!(read_plain(text), None, "{text}");
+        }
+    }
+
+    /// Pieces of which right and wrong objects are made.
+    fn piece() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec![
+            "{",
+            "}",
+            ":",
+            ",",
+            " ",
+            "\n",
+            "\"",
+            "\\",
+            "\"UserID\"",
+            "\"userid\"",
+            "\"Status\"",
+            "\"x\"",
+            "\"\"",
+            "\"UserID\":\"u\"",
+            ",\"AlarmID\":\"a-long-name-of-an-alarm\"",
+            ",\"ChangedAt\":\"t\"",
+            "\"\\u0041\"",
+            "\"\u{1f}\"",
+            "\"\u{7f}é\"",
+            "7",
+            "null",
+            "[]",
+            "{}",
+        ])
+    }
+
     proptest! {
+        #[test]
+        fn a_glance_sees_what_the_strict_reader_reads(
+            pieces in prop::collection::vec(piece(), 0..12),
+            is_wrapped: bool,
+        ) {
+            let text = pieces.concat();
+            let text = if is_wrapped { format!("{{{text}}}") } else { text };
+            if let Some(fields) = read_plain(&text) {
+                prop_assert_eq!(Ok(fields), read_strictly(&text), "{}", text);
+            }
+        }
+
         #[test]
         fn arbitrary_bytes_never_panic(payload: Vec<u8>, subject in "\\PC{0,30}|SendAlarmDigest|AlarmStatusChanged") {
             prop_assert!(read(&subject, &payload).is_err());

@@ -18,6 +18,7 @@
 mod decode;
 mod encode;
 mod join;
+mod plain;
 
 pub use decode::{Limits, Reject, decode, decode_digest, decode_reply};
 pub use encode::{
