@@ -429,21 +429,34 @@ fn read_place(reply: &str, marker: &str, numbers_at: &mut usize) -> Option<(Meta
     if !is_there {
         *numbers_at = reply.find(marker)? + marker.len();
     }
-    let at = *numbers_at;
-    let mut numbers = reply
-        .get(at..)?
-        .split('.')
-        .map(|number| number.parse::<u64>().ok());
-    let mut next = || numbers.next().flatten();
-    let _deliveries = next()?;
-    let sequence = next()?;
-    let consumer_sequence = next()?;
+    let mut numbers = reply.as_bytes().get(*numbers_at..)?;
+    let _deliveries = take_number(&mut numbers)?;
+    let sequence = take_number(&mut numbers)?;
+    let consumer_sequence = take_number(&mut numbers)?;
     let meta = Meta {
         sequence,
-        timestamp: Timestamp::from_nanos(next()?),
-        num_pending: next()?,
+        timestamp: Timestamp::from_nanos(take_number(&mut numbers)?),
+        num_pending: take_number(&mut numbers)?,
     };
     Some((meta, consumer_sequence))
+}
+
+/// Takes digits, and the dot behind them.
+fn take_number(from: &mut &[u8]) -> Option<u64> {
+    let mut number: Option<u64> = None;
+    while let Some((&byte, rest)) = from.split_first() {
+        *from = rest;
+        if byte == b'.' {
+            break;
+        }
+        let digit = byte.wrapping_sub(b'0');
+        if digit > 9 {
+            return None;
+        }
+        let before = number.unwrap_or_default();
+        number = Some(before.checked_mul(10)?.checked_add(u64::from(digit))?);
+    }
+    number
 }
 
 #[expect(
@@ -514,6 +527,10 @@ mod tests {
             "",
             "$JS.ACK.TOCSIN_IN.c2.1.22.33.17.4",
             "$JS.ACK.TOCSIN_IN.c1.1.22",
+            "$JS.ACK.TOCSIN_IN.c1.1.22..17.4.5",
+            "$JS.ACK.TOCSIN_IN.c1.1.22.33.+17.4",
+            "$JS.ACK.TOCSIN_IN.c1.1.18446744073709551616.33.17.4",
+            "$JS.ACK.TOCSIN_IN.c1.1.22.33.17.",
         ] {
             assert_eq!(read_place(reply, ".TOCSIN_IN.c1.", &mut 0), None, "{reply}");
         }
