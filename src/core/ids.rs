@@ -54,6 +54,7 @@ impl Id {
 }
 
 impl Ord for Id {
+    #[inline]
     fn cmp(&self, other: &Self) -> Ordering {
         match (self, other) {
             // Lower-case hexadecimal digits and fixed hyphens order as the bytes they print.

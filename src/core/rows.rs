@@ -32,6 +32,12 @@ pub struct CorruptRow(pub &'static str);
 pub struct Rows(Vec<u8>);
 
 impl Rows {
+    /// No rows yet, and room for so many bytes.
+    #[must_use]
+    pub fn with_capacity(num_bytes: usize) -> Self {
+        Self(Vec::with_capacity(num_bytes))
+    }
+
     /// Takes encoded rows as they were stored; reading them reports what is wrong.
     #[must_use]
     pub const fn from_bytes(bytes: Vec<u8>) -> Self {

@@ -16,7 +16,9 @@ use std::time::Duration;
 use hashbrown::{DefaultHashBuilder, HashTable};
 use slab::Slab;
 
+use std::cell::Cell;
 use std::hash::BuildHasher;
+use std::hint::black_box;
 
 use crate::core::ids::{Id, UserId};
 use crate::core::partition::{Decision, Domain};
@@ -216,11 +218,44 @@ const USERS_PER_EXPIRY: usize = 256;
 pub struct Alarms {
     settings: Settings,
     hasher: DefaultHashBuilder,
-    /// Places in `users`, found by the hash of the user's id.
-    index: HashTable<u32>,
+    index: HashTable<IndexEntry>,
     /// A user keeps its place for as long as it has alarms: snapshots go by it.
     users: Slab<User>,
     num_by_status: [u64; 3],
+    /// Where the last search ended: what is decided is looked up once more when it moves.
+    last: Cell<Place>,
+}
+
+/// Where a user may stand. Its tag stands beside the place, so that a search need not go there to see that it is
+/// another's.
+#[derive(Clone, Copy)]
+struct IndexEntry {
+    tag: u32,
+    /// In `users`.
+    place: u32,
+}
+
+impl IndexEntry {
+    const fn hash(self) -> u64 {
+        hash_of(self.tag)
+    }
+}
+
+/// The index's hash of a user's tag: a table looks at the lowest and at the highest bits. Fibonacci hashing, Knuth,
+/// The Art of Computer Programming, 6.4.
+const fn hash_of(tag: u32) -> u64 {
+    (tag as u64)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+        .rotate_left(32)
+}
+
+/// Where no user stands.
+const NOWHERE: u32 = u32::MAX;
+
+#[derive(Clone, Copy, Default)]
+struct Place {
+    user: u32,
+    alarm: usize,
 }
 
 struct User {
@@ -268,9 +303,9 @@ impl Alarms {
     /// What is on record for an alarm.
     #[must_use]
     pub fn row(&self, user: &UserId, alarm: &AlarmId) -> Option<AlarmRow> {
-        let alarms = &self.user(user)?.alarms;
-        let place = alarms.binary_search_by(|known| known.id.cmp(alarm)).ok()?;
-        alarms.get(place).map(Alarm::row)
+        let place = self.place_of(user)?;
+        let alarms = &self.users.get(place as usize)?.alarms;
+        alarms.get(self.find(alarms, alarm).ok()?).map(Alarm::row)
     }
 
     /// How many alarms are on record, by [`Status`] number.
@@ -309,13 +344,54 @@ impl Alarms {
     }
 
     fn user(&self, user: &UserId) -> Option<&User> {
-        let hash = self.hasher.hash_one(user);
-        let is_user = |&place: &u32| {
-            self.users
-                .get(place as usize)
-                .is_some_and(|it| it.id == *user)
-        };
-        self.users.get(*self.index.find(hash, is_user)? as usize)
+        self.users.get(self.place_of(user)? as usize)
+    }
+
+    /// The place of a user in `users`.
+    fn place_of(&self, user: &UserId) -> Option<u32> {
+        let last = self.last.get();
+        if self.is_at(user, last.user) {
+            return Some(last.user);
+        }
+        let place = self.search(user)?;
+        self.last.set(Place {
+            user: place,
+            ..last
+        });
+        Some(place)
+    }
+
+    fn search(&self, user: &UserId) -> Option<u32> {
+        let tag = self.tag(user);
+        let is_user = |entry: &IndexEntry| entry.tag == tag && self.is_at(user, entry.place);
+        Some(self.index.find(hash_of(tag), is_user)?.place)
+    }
+
+    fn tag(&self, user: &UserId) -> u32 {
+        self.hasher.hash_one(user) as u32
+    }
+
+    fn is_at(&self, user: &UserId, place: u32) -> bool {
+        self.users
+            .get(place as usize)
+            .is_some_and(|known| known.id == *user)
+    }
+
+    /// Where an alarm stands among those of its user, or would stand.
+    fn find(&self, alarms: &[Alarm], alarm: &AlarmId) -> Result<usize, usize> {
+        let last = self.last.get();
+        if alarms
+            .get(last.alarm)
+            .is_some_and(|known| known.id == *alarm)
+        {
+            return Ok(last.alarm);
+        }
+        let found = alarms.binary_search_by(|known| known.id.cmp(alarm))?;
+        self.last.set(Place {
+            alarm: found,
+            ..last
+        });
+        Ok(found)
     }
 
     fn on_status_changed(
@@ -409,36 +485,21 @@ impl Alarms {
     }
 
     fn put(&mut self, user: UserId, alarm: AlarmId, row: &AlarmRow) {
+        let place = self.place_of(&user).unwrap_or_else(|| self.add(user));
+        let found = self
+            .users
+            .get(place as usize)
+            .map_or(Err(0), |user| self.find(&user.alarms, &alarm));
         let Self {
-            hasher,
-            index,
             users,
             num_by_status,
             ..
         } = self;
-        let hash = hasher.hash_one(&user);
-        let is_user = |&place: &u32| users.get(place as usize).is_some_and(|it| it.id == user);
-        let place = if let Some(&place) = index.find(hash, is_user) {
-            place
-        } else {
-            let place = u32::try_from(users.insert(User {
-                id: user,
-                alarms: Vec::new(),
-            }))
-            .expect("a partition has fewer than 2^32 users");
-            let hash_of = |&place: &u32| {
-                users
-                    .get(place as usize)
-                    .map_or(0, |user| hasher.hash_one(&user.id))
-            };
-            index.insert_unique(hash, place, hash_of);
-            place
-        };
         let Some(User { alarms, .. }) = users.get_mut(place as usize) else {
             return;
         };
         count(num_by_status, row.status, 1);
-        match alarms.binary_search_by(|known| known.id.cmp(&alarm)) {
+        match found {
             Ok(place) => {
                 if let Some(known) = alarms.get_mut(place) {
                     count(num_by_status, known.row().status, -1);
@@ -464,14 +525,29 @@ impl Alarms {
         }
     }
 
+    /// A place for a user who has none.
+    fn add(&mut self, id: UserId) -> u32 {
+        let tag = self.tag(&id);
+        let alarms = Vec::new();
+        let place = u32::try_from(self.users.insert(User { id, alarms }))
+            .expect("a partition has fewer than 2^32 users");
+        let entry = IndexEntry { tag, place };
+        self.index
+            .insert_unique(entry.hash(), entry, |entry| entry.hash());
+        place
+    }
+
     fn remove(&mut self, user: &UserId, alarm: &AlarmId) {
-        let hash = self.hasher.hash_one(user);
+        let tag = self.tag(user);
         let users = &mut self.users;
-        let is_user = |&place: &u32| users.get(place as usize).is_some_and(|it| it.id == *user);
-        let Ok(entry) = self.index.find_entry(hash, is_user) else {
+        let is_user = |entry: &IndexEntry| {
+            let known = users.get(entry.place as usize);
+            known.is_some_and(|known| known.id == *user)
+        };
+        let Ok(entry) = self.index.find_entry(hash_of(tag), is_user) else {
             return;
         };
-        let place = *entry.get() as usize;
+        let place = entry.get().place as usize;
         let Some(User { alarms, .. }) = users.get_mut(place) else {
             return;
         };
@@ -506,6 +582,7 @@ impl Domain for Alarms {
             index: HashTable::new(),
             users: Slab::new(),
             num_by_status: [0; 3],
+            last: Cell::default(),
         }
     }
 
@@ -521,6 +598,25 @@ impl Domain for Alarms {
             }
             Command::SendDigest { user } => self.on_send_digest(user, decision),
         }
+    }
+
+    const STEPS: usize = 3;
+
+    fn approach(&self, command: &Command, step: usize, place: u32) -> u32 {
+        if step == 0 {
+            let tag = self.tag(command.user());
+            let entry = self.index.find(hash_of(tag), |entry| entry.tag == tag);
+            return entry.map_or(NOWHERE, |entry| entry.place);
+        }
+        let alarms = self.users.get(place as usize).map(|user| &user.alarms);
+        if step == 1 {
+            black_box(alarms.map(Vec::len));
+        } else if let Some(alarms) = alarms {
+            // All the lines of memory that most users' alarms take.
+            let lines = alarms.iter().step_by(2).take(8);
+            black_box(lines.fold(0, |sum, alarm| sum ^ alarm.flags));
+        }
+        place
     }
 
     fn evolve(&mut self, change: Change) {

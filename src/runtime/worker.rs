@@ -18,8 +18,8 @@ use tracing::{debug, error};
 
 use crate::bus::wire;
 use crate::core::ids::{CommitNumber, PartitionId};
-use crate::core::partition::{Delivered, Domain, Output, Partition, Reply};
-use crate::core::position::Cursor;
+use crate::core::partition::{Delivered, Delivery, Domain, Output, Partition, Reply};
+use crate::core::position::{Cursor, Origin};
 use crate::core::rows::{CorruptRow, Rows};
 use crate::store::{Receipt, Recovery, SnapshotWriter, StoreError};
 
@@ -33,6 +33,8 @@ use super::{Fault, Shared};
 const TICK: Duration = Duration::from_secs(1);
 /// After so many ticks a worker commits its watermark although nothing was delivered.
 const TICKS_PER_IDLE_COMMIT: u64 = 3;
+/// So many messages are approached before the first of them is applied.
+const APPROACHED: usize = 32;
 /// How much of a snapshot is written between two messages.
 const SNAPSHOT_SLICE_BYTES: usize = 256 * 1024;
 /// How long the snapshot waits between two slices.
@@ -165,6 +167,31 @@ impl<D: Domain> Worker<D> {
     fn partition(&mut self, id: PartitionId) -> Option<&mut Partition<D>> {
         self.partitions
             .get_mut(self.shared.shards.place_in_worker(id))
+    }
+
+    /// Has fetched what the next messages need, all at once.
+    fn approach(&self, deliveries: &[(PartitionId, Delivery<D::Command>)]) {
+        let mut places = [0; APPROACHED];
+        for step in 0..D::STEPS {
+            for ((id, delivery), place) in deliveries.iter().zip(&mut places) {
+                let at = self.shared.shards.place_in_worker(*id);
+                if let Some(partition) = self.partitions.get(at) {
+                    *place = partition.approach(delivery, step, *place);
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, origin: Origin, id: PartitionId, delivery: Delivery<D::Command>) {
+        self.notice.at = Some(delivery.cursor);
+        if let Delivered::Refused(letter) = &delivery.body
+            && let Cow::Borrowed(reason) = letter.reason
+        {
+            *self.refusals.entry(reason).or_default() += 1;
+        }
+        if let Some(partition) = self.partition(id) {
+            partition.deliver(origin, delivery);
+        }
     }
 
     /// Performs what the partitions ask for, and commits what waits. Every handler ends here.
@@ -462,15 +489,11 @@ impl<D: Domain> Handler<Work<D::Command>> for Worker<D> {
     type Result = ();
 
     fn handle(&mut self, work: Work<D::Command>, ctx: &mut Self::Context) {
-        for (id, delivery) in work.deliveries {
-            self.notice.at = Some(delivery.cursor);
-            if let Delivered::Refused(letter) = &delivery.body
-                && let Cow::Borrowed(reason) = letter.reason
-            {
-                *self.refusals.entry(reason).or_default() += 1;
-            }
-            if let Some(partition) = self.partition(id) {
-                partition.deliver(work.origin, delivery);
+        let mut deliveries = work.deliveries.into_iter();
+        while !deliveries.as_slice().is_empty() {
+            self.approach(deliveries.as_slice());
+            for (id, delivery) in deliveries.by_ref().take(APPROACHED) {
+                self.deliver(work.origin, id, delivery);
             }
         }
         self.notice.at = None;
