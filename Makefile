@@ -7,7 +7,7 @@
 # make lint         formatting, lints, documentation, and what the dependencies may be
 # make audit        known vulnerabilities of the dependencies (needs the network)
 # make doc          the documentation of the code
-# make bench        the benchmarks
+# make bench        the daemon beside bare clients, half an hour; draws the README's figures anew; ROW=name one row, ROUNDS=n, SCALE=0.1 to try it
 # make fuzz         every fuzz target for SECONDS each, 60 without it
 # make mutants      every small change of the protocol and of the bytes at rest, each of which a test must notice
 # make pictures     the terminal pictures of the README, drawn anew
@@ -64,8 +64,8 @@ audit:
 doc:
 	$(CARGO) doc --no-deps
 
-bench:
-	$(CARGO) bench
+bench: tools
+	ROW=$(ROW) ROUNDS=$(ROUNDS) SCALE=$(SCALE) PATH="$(TOOLS):$$PATH" $(CARGO) bench --bench limits
 
 fuzz:
 	.ci/tools fuzz
