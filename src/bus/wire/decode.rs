@@ -292,7 +292,7 @@ struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// Where the value of a key belongs; `None` when nobody asks for it.
-    const fn place(&mut self, key: &Key) -> Option<&mut Option<&'a str>> {
+    const fn slot(&mut self, key: &Key) -> Option<&mut Option<&'a str>> {
         match key {
             Key::User => Some(&mut self.user),
             Key::Alarm => Some(&mut self.alarm),
@@ -312,8 +312,8 @@ fn read_object(payload: &[u8]) -> Result<Fields<'_>, Reject> {
 fn read_plain(text: &str) -> Option<Fields<'_>> {
     let mut fields = Fields::default();
     plain::members(text, |name, value| {
-        if let Some(place) = fields.place(&Key::of(name)) {
-            *place = Some(value);
+        if let Some(slot) = fields.slot(&Key::of(name)) {
+            *slot = Some(value);
         }
     })
     .then_some(fields)
@@ -358,8 +358,8 @@ impl<'de> Visitor<'de> for ObjectVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields<'de>, A::Error> {
         let mut fields = Fields::default();
         while let Some(key) = map.next_key_seed(KeySeed)? {
-            match fields.place(&key) {
-                Some(place) => *place = Some(map.next_value::<&RawValue>()?.get()),
+            match fields.slot(&key) {
+                Some(slot) => *slot = Some(map.next_value::<&RawValue>()?.get()),
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -713,7 +713,7 @@ mod tests {
             sent.as_str(),
             &sent.replace(',', "\t,\r\n "),
             " { } ",
-            r#"{"UserID":"\u{7f}\u{1F514}","Other":"","UserID":"u"}"#,
+            "{\"UserID\":\"\u{7f}\u{1F514}\",\"Other\":\"\",\"UserID\":\"u\"}",
         ] {
             assert!(read_plain(text).is_some(), "{text}");
         }
