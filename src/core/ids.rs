@@ -200,7 +200,7 @@ impl fmt::Debug for StoreId {
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// Beyond every store's: a claim a second for half a year. The keys of owed messages have no more room.
+    /// The highest that the keys of owed messages have room for: a claim a second for half a year.
     pub const MAX: Self = Self((1 << 24) - 1);
 }
 

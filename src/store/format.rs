@@ -429,8 +429,8 @@ impl Frame {
     }
 }
 
-/// Nothing was ever counted beyond it: what follows a number can be told.
-const MAX_COUNT: u64 = u64::MAX >> 1;
+/// The highest number that another can follow.
+const MAX_COUNT: u64 = u64::MAX - 1;
 
 /// One section of a record.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -561,11 +561,11 @@ fn read_epoch(reader: &mut Reader<'_>) -> Result<Epoch, CorruptRow> {
     Ok(epoch)
 }
 
-/// Reads a number that goes up by one at a time, and never as far as this.
+/// Reads a number of ours, or a sequence of the broker's: another follows it.
 fn read_count(reader: &mut Reader<'_>) -> Result<u64, CorruptRow> {
     let count = reader.varint()?;
     if count > MAX_COUNT {
-        return Err(CorruptRow("a number is higher than anything is counted"));
+        return Err(CorruptRow("a number is so high that none can follow"));
     }
     Ok(count)
 }
