@@ -51,9 +51,9 @@ pub trait Domain: Sized + Unpin + 'static {
     /// How many steps [`Domain::approach`] takes.
     const STEPS: usize = 0;
 
-    /// Reads the next place in memory on the way to what [`Domain::decide`] will read, and returns where that is;
-    /// `place` is where the step before ended. Nothing depends on it but time: with many messages one step each
-    /// after the other, what they need is fetched side by side.
+    /// Prefetches: reads the next place in memory on the way to what [`Domain::decide`] will read, and returns where
+    /// that is; `place` is where the step before ended. With many messages one step each after the other, what they
+    /// need is fetched side by side. Nothing but time depends on it, and it does not panic.
     fn approach(&self, _command: &Self::Command, _step: usize, place: u32) -> u32 {
         place
     }

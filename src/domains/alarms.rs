@@ -222,8 +222,9 @@ pub struct Alarms {
     /// A user keeps its place for as long as it has alarms: snapshots go by it.
     users: Slab<User>,
     num_by_status: [u64; 3],
-    /// Where the last search ended: what is decided is looked up once more when it moves.
-    last: Cell<Place>,
+    /// Where the last search ended: `decide` finds an alarm, and `evolve` needs the same one. Only a hint: whoever
+    /// goes by it compares the ids.
+    last: Cell<Hint>,
 }
 
 /// Where a user may stand. Its tag stands beside the place, so that a search need not go there to see that it is
@@ -241,8 +242,8 @@ impl IndexEntry {
     }
 }
 
-/// The index's hash of a user's tag: a table looks at the lowest and at the highest bits. Fibonacci hashing, Knuth,
-/// The Art of Computer Programming, 6.4.
+/// The index's hash of a tag, of which the table looks at the lowest and at the seven highest bits: both must depend on
+/// all of the tag. Fibonacci hashing, Knuth, The Art of Computer Programming, 6.4.
 const fn hash_of(tag: u32) -> u64 {
     (tag as u64)
         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -252,9 +253,12 @@ const fn hash_of(tag: u32) -> u64 {
 /// Where no user stands.
 const NOWHERE: u32 = u32::MAX;
 
+/// Where a user and an alarm of its may stand.
 #[derive(Clone, Copy, Default)]
-struct Place {
+struct Hint {
+    /// In `users`.
     user: u32,
+    /// In the user's `alarms`.
     alarm: usize,
 }
 
@@ -354,7 +358,7 @@ impl Alarms {
             return Some(last.user);
         }
         let place = self.search(user)?;
-        self.last.set(Place {
+        self.last.set(Hint {
             user: place,
             ..last
         });
@@ -387,7 +391,7 @@ impl Alarms {
             return Ok(last.alarm);
         }
         let found = alarms.binary_search_by(|known| known.id.cmp(alarm))?;
-        self.last.set(Place {
+        self.last.set(Hint {
             alarm: found,
             ..last
         });
@@ -542,7 +546,7 @@ impl Alarms {
         let users = &mut self.users;
         let is_user = |entry: &IndexEntry| {
             let known = users.get(entry.place as usize);
-            known.is_some_and(|known| known.id == *user)
+            entry.tag == tag && known.is_some_and(|known| known.id == *user)
         };
         let Ok(entry) = self.index.find_entry(hash_of(tag), is_user) else {
             return;
@@ -602,6 +606,7 @@ impl Domain for Alarms {
 
     const STEPS: usize = 3;
 
+    /// The index, the user, the user's alarms.
     fn approach(&self, command: &Command, step: usize, place: u32) -> u32 {
         if step == 0 {
             let tag = self.tag(command.user());

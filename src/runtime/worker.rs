@@ -169,7 +169,7 @@ impl<D: Domain> Worker<D> {
             .get_mut(self.shared.shards.place_in_worker(id))
     }
 
-    /// Has fetched what the next messages need, all at once.
+    /// Prefetches what the next messages need, side by side.
     fn approach(&self, deliveries: &[(PartitionId, Delivery<D::Command>)]) {
         let mut places = [0; APPROACHED];
         for step in 0..D::STEPS {
@@ -491,6 +491,7 @@ impl<D: Domain> Handler<Work<D::Command>> for Worker<D> {
     fn handle(&mut self, work: Work<D::Command>, ctx: &mut Self::Context) {
         let mut deliveries = work.deliveries.into_iter();
         while !deliveries.as_slice().is_empty() {
+            self.notice.at = None;
             self.approach(deliveries.as_slice());
             for (id, delivery) in deliveries.by_ref().take(APPROACHED) {
                 self.deliver(work.origin, id, delivery);

@@ -441,7 +441,8 @@ fn read_place(reply: &str, marker: &str, numbers_at: &mut usize) -> Option<(Meta
     Some((meta, consumer_sequence))
 }
 
-/// Takes digits, and the dot behind them.
+/// Takes a number, and the dot behind it unless it is the last; `None` where none stands, or a larger one than 64 bits
+/// hold.
 fn take_number(from: &mut &[u8]) -> Option<u64> {
     let mut number: Option<u64> = None;
     while let Some((&byte, rest)) = from.split_first() {
