@@ -832,14 +832,19 @@ mod tests {
 
     #[test]
     fn a_newer_format_is_told_from_a_bad_one() {
-        let fields = |version: u32| {
+        let fields = |version: u32, length: u32| {
             let mut fields = [0; HEAD_BYTES];
             fields[..8].copy_from_slice(FileKind::Store.magic());
             fields[8..12].copy_from_slice(&version.to_le_bytes());
+            fields[12..16].copy_from_slice(&length.to_le_bytes());
             HeadFields::decode(FileKind::Store, fields).map(|fields| fields.length)
         };
-        assert_eq!(fields(VERSION), Ok(0));
-        assert_eq!(fields(VERSION + 1), Err(FormatError::Newer(VERSION + 1)));
+        assert_eq!(fields(VERSION, 0), Ok(0));
+        let newer = FormatError::Newer(VERSION + 1);
+        assert_eq!(fields(VERSION + 1, 0), Err(newer));
+        assert_eq!(fields(VERSION, MAX_HEAD_BYTES), Ok(MAX_HEAD_BYTES));
+        let too_long = FormatError::Bad("its head is longer than any");
+        assert_eq!(fields(VERSION, MAX_HEAD_BYTES + 1), Err(too_long));
     }
 
     #[test]
