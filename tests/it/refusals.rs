@@ -186,8 +186,8 @@ async fn a_digest_that_was_stored_whole_does_not_come_again_in_parts() {
     let setup = Setup::with_url(link.url());
     let daemon = setup.start_ready();
     let is_stored = async |num| num_messages(&client, "TOCSIN_OUT").await >= num;
-    let mut num_stored = 0;
-    while row.goes_on() {
+    let (mut num_stored, mut is_shown) = (0, false);
+    while row.goes_on() || !is_shown {
         publish(
             &client,
             "AlarmStatusChanged",
@@ -211,10 +211,17 @@ async fn a_digest_that_was_stored_whole_does_not_come_again_in_parts() {
         .await;
         link.silence(Direction::ToClient);
         limit_stream(&client, "TOCSIN_OUT", -1).await;
-        eventually("the digest is stored", async || {
-            is_stored(num_stored + 2).await
-        })
-        .await;
+        let stored = async { while !is_stored(num_stored + 2).await {} };
+        let stored = tokio::time::timeout(std::time::Duration::from_secs(10), stored);
+        if stored.await.is_err() {
+            // The silence fell on an attempt that was refused: it waits for its answer, and none follows.
+            link.reset();
+            link.heal();
+            num_stored += 2;
+            eventually("the digest", async || is_stored(num_stored).await).await;
+            continue;
+        }
+        is_shown = true;
         reload(&mut nats, "max_payload: 1KB".to_owned()).await;
         link.reset();
         link.heal();
