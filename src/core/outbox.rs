@@ -321,9 +321,13 @@ impl<M> Outbox<M> {
         Some(Removed { owed, next })
     }
 
-    /// Lets the lane of a message go on without it; it stays owed.
+    /// Lets the lane of a message go on without it; it stays owed. What is not first in its lane was not offered to be
+    /// published: the word is of an attempt that an earlier owner asked for, and the message keeps its turn.
     pub fn park(&mut self, key: OutboxKey) -> Option<Arc<Owed<M>>> {
         let lane = self.rows.get(&key)?.lane;
+        if self.lanes.get(&lane)?.front() != Some(&key) {
+            return None;
+        }
         self.leave_lane(lane, key)
     }
 
@@ -439,6 +443,18 @@ mod tests {
             let removed = outbox.remove(OutboxKey(key)).expect("it was owed");
             assert_eq!((removed.owed.key.0, removed.next), (key, None));
         }
+    }
+
+    #[test]
+    fn what_was_not_offered_cannot_be_parked() {
+        let mut outbox = Outbox::default();
+        outbox.insert(owed(1, 5));
+        outbox.insert(owed(2, 5));
+        assert_eq!(keys(&outbox.make_durable(OutboxKey(2))), [1]);
+        // Said of an attempt before the owner that died; nobody else would publish it now.
+        assert_eq!(outbox.park(OutboxKey(2)), None);
+        let removed = outbox.remove(OutboxKey(1)).expect("it was owed");
+        assert_eq!(removed.next.map(|owed| owed.key.0), Some(2));
     }
 
     #[test]
