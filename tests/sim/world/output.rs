@@ -171,8 +171,9 @@ pub(super) struct OutputStream {
     places: BTreeMap<String, usize>,
     /// What was purged lies before.
     num_purged: usize,
-    /// Messages of which something was purged: what is left of one does not follow, and it is sent again.
-    purged: BTreeSet<String>,
+    /// Messages of which something was purged, or rolled back: what is left of one does not follow, and it is sent
+    /// again.
+    torn: BTreeSet<String>,
     /// Whether it ever lost what it held.
     is_harmed: bool,
     wholes: BTreeMap<String, Whole>,
@@ -284,13 +285,14 @@ impl OutputStream {
         self.is_harmed = true;
         self.num_purged = self.messages.len().saturating_sub(num_kept);
         let purged = self.messages.iter().take(self.num_purged);
-        self.purged.extend(purged.map(|it| it.piece.whole.clone()));
+        self.torn.extend(purged.map(|it| it.piece.whole.clone()));
     }
 
     fn roll_back(&mut self, num_lost: usize) {
         self.is_harmed = true;
         let num_kept = self.messages.len().saturating_sub(num_lost);
-        self.messages.truncate(num_kept.max(self.num_purged));
+        let lost = self.messages.drain(num_kept.max(self.num_purged)..);
+        self.torn.extend(lost.map(|it| it.piece.whole));
         let kept = self.messages.iter().enumerate();
         self.places = kept.map(|(place, it)| (it.id.clone(), place)).collect();
     }
@@ -412,8 +414,8 @@ impl<D: Observed> World<D> {
             self.count(REPEATS);
             return Ok(is_digest.then_some(place as u64 + 1));
         }
-        let is_purged = output.purged.contains(&attempt.piece.whole);
-        demand("I-07 no id is stored twice", is_purged, || {
+        let is_torn = output.torn.contains(&attempt.piece.whole);
+        demand("I-07 no id is stored twice", is_torn, || {
             format!("{} is stored again", attempt.id)
         })?;
         output.push(attempt, now, stored_at, turn)?;
