@@ -753,7 +753,7 @@ fn decode_row(value: &[u8]) -> Result<AlarmRow, CorruptRow> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::{BTreeMap, BTreeSet, HashMap};
 
     use proptest::prelude::*;
 
@@ -1058,6 +1058,34 @@ mod tests {
         // A user may come back.
         live.apply(seconds(20), &changed("u", "a", Status::Warning, 20));
         assert_counts_are_those_of_a_recount(&live.state);
+    }
+
+    #[test]
+    fn users_of_one_tag_are_told_apart() {
+        let mut live = Live::new(Settings::default());
+        let mut names = HashMap::new();
+        let (one, two) = (0..)
+            .find_map(|number| {
+                let name = format!("u{number}");
+                let tag = live.state.tag(&user(&name));
+                Some((names.insert(tag, name.clone())?, name))
+            })
+            .unwrap();
+        let mut now = 10;
+        for (cleared, active) in [(&one, &two), (&two, &one)] {
+            live.apply(seconds(now), &changed(cleared, "a", Status::Cleared, now));
+            live.apply(seconds(now), &changed(active, "a", Status::Warning, now));
+            for (name, status) in [(cleared, Status::Cleared), (active, Status::Warning)] {
+                // Nobody is found where the last search ended.
+                live.apply(seconds(now), &changed("other", "a", Status::Warning, now));
+                let row = live.state.row(&user(name), &alarm("a")).unwrap();
+                assert_eq!(row.status, status, "{name}");
+            }
+            now += 1 + RETENTION_S + 3600;
+            live.expire(seconds(now), 0);
+            assert_eq!(live.state.row(&user(cleared), &alarm("a")), None);
+            assert!(live.state.row(&user(active), &alarm("a")).is_some());
+        }
     }
 
     #[test]
