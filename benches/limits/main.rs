@@ -11,7 +11,7 @@
 //! | `rows/` | what is measured |
 //! | `bare.rs`, `server.rs` | the yardstick: a client of as few instructions as possible, and its nats-server |
 //! | `daemon.rs`, `process.rs` | the release program, and what the kernel knows of it |
-//! | `traffic.rs` | what is published |
+//! | `traffic.rs`, `../draws.rs` | what is published |
 //! | `figures.rs`, `table.rs` | what came out |
 
 #![expect(
@@ -22,6 +22,8 @@
 
 mod bare;
 mod daemon;
+#[path = "../draws.rs"]
+mod draws;
 mod figures;
 mod process;
 mod rows;

@@ -2,6 +2,8 @@
 
 #![expect(clippy::indexing_slicing, reason = "a bench that cannot go on ends")]
 
+#[path = "../draws.rs"]
+mod draws;
 mod work;
 
 use std::hint::black_box;

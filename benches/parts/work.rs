@@ -10,45 +10,21 @@ use tocsin::core::time::Timestamp;
 use tocsin::domains::Command;
 use tocsin::domains::alarms::{Alarms, Settings};
 
+use crate::draws::{Random, uuid};
+
 /// When everything is stored.
 const AT: Timestamp = Timestamp::from_seconds(1_800_000_000);
 const ORIGIN: Origin = Origin::Stream { created: AT };
 const ALARMS_PER_USER: u64 = 10;
-
-/// `SplitMix64`.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
-
-fn uuid(of: u64) -> String {
-    let mut random = Random(of);
-    let (high, low) = (random.next(), random.next());
-    format!(
-        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        high >> 32,
-        high >> 16 & 0xffff,
-        high & 0xffff,
-        low >> 48,
-        low & 0xffff_ffff_ffff,
-    )
-}
 
 /// Changes of random alarms of so many users, as publishers send them.
 pub(crate) fn changes(seed: u64, num: u64, num_users: u64) -> Vec<Bytes> {
     let mut random = Random(seed);
     (0..num)
         .map(|at| {
-            let user = random.next() % num_users;
-            let alarm = user * ALARMS_PER_USER + random.next() % ALARMS_PER_USER;
-            let status = ["CLEARED", "WARNING", "CRITICAL"][(random.next() % 3) as usize];
+            let user = random.below(num_users);
+            let alarm = user * ALARMS_PER_USER + random.below(ALARMS_PER_USER);
+            let status = ["CLEARED", "WARNING", "CRITICAL"][random.below(3) as usize];
             let (second, nano) = (at / 1_000_000_000, at % 1_000_000_000);
             let (user, alarm) = (uuid(user), uuid(alarm + (1 << 40)));
             format!(

@@ -7,16 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Bench, flow, forget, pause};
+use super::{Bench, OTHER, OTHER_SUBJECT, flow, forget, pause};
 use crate::bare::{Bare, put_publish};
 use crate::daemon::Daemon;
 use crate::figures::{Figures, Must};
 use crate::server::{Consumer, INPUT, Server};
 use crate::traffic::{CHANGE, Ids, Message, Mixed, REQUEST};
 
-/// The stream of the bare service.
-const OTHER: &str = "BENCH_OUT";
-const OTHER_SUBJECT: &str = "bench.digest";
 const NUM_REQUESTS: u64 = 500;
 /// From one request to the next.
 const PAUSE: Duration = Duration::from_millis(10);

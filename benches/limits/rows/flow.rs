@@ -2,9 +2,9 @@
 
 use std::iter::once;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::{Bench, forget, micros_each, pause, timed};
+use super::{Bench, OTHER, OTHER_SUBJECT, RECORD_BYTES, forget, micros_each, pause, timed};
 use crate::bare::{Bare, put_publish};
 use crate::daemon::{Daemon, marker, wait_for_marker};
 use crate::figures::{Figures, Must};
@@ -13,8 +13,6 @@ use crate::traffic::{CHANGE, Ids, Message, Mixed, every_alarm};
 
 const NUM_MESSAGES: u64 = 2_000_000;
 const NUM_USERS: u64 = 1_000_000;
-/// What the journal needs for a change of two UUIDs, without what surrounds it.
-const RECORD_BYTES: f64 = 57.0;
 const SEED: u64 = 42;
 /// About what a digest of the row takes.
 const DIGEST_BYTES: usize = 400;
@@ -75,20 +73,19 @@ pub(super) fn drain(bench: &Bench, figures: &mut Figures) {
 }
 
 pub(super) fn digests(bench: &Bench, figures: &mut Figures) {
-    const OTHER: &str = "BENCH_OUT";
     let (server, num_messages) = (bench.server(), bench.scaled(NUM_MESSAGES));
     server.make_input();
     let mut mixed = Mixed::new(SEED, num_messages - 1, NUM_USERS, 20);
     server.load(mixed.by_ref().chain(once(marker(num_messages))));
     let num_digests = mixed.num_digests;
     for _ in 0..bench.num_rounds {
-        server.make_stream(OTHER, "bench.digest");
+        server.make_stream(OTHER, OTHER_SUBJECT);
         let raw = timed(|| {
             thread::scope(|scope| {
                 scope.spawn(|| {
                     let payload = "x".repeat(DIGEST_BYTES);
                     let digest = Message {
-                        subject: "bench.digest",
+                        subject: OTHER_SUBJECT,
                         payload,
                     };
                     server.load((0..num_digests).map(|_| &digest));
@@ -204,17 +201,7 @@ pub(super) fn live(bench: &Bench, figures: &mut Figures) {
     let changes = Mixed::new(SEED, num_messages - 1, NUM_USERS, 0);
     let changes: Vec<_> = changes.chain(once(marker(num_messages))).collect();
     for _ in 0..bench.num_rounds {
-        server.make_input();
-        let mut consumer = Consumer::create(server.connect(), INPUT, "all");
-        let raw = timed(|| {
-            thread::scope(|scope| {
-                scope.spawn(|| server.load(changes.iter()));
-                for _ in 0..num_messages {
-                    consumer.next();
-                }
-            });
-        });
-        server.remove(INPUT);
+        let raw = bare_live(&server, &changes);
         server.make_input();
         let store = bench.store();
         let daemon = Daemon::start(&server, &store, &[]);
@@ -255,21 +242,26 @@ pub(super) fn live(bench: &Bench, figures: &mut Figures) {
     }
 }
 
+/// How long it takes until JetStream has confirmed all of these, and a bare client has read them at once.
+fn bare_live(server: &Server, changes: &[Message]) -> Duration {
+    server.make_input();
+    let mut consumer = Consumer::create(server.connect(), INPUT, "all");
+    let took = timed(|| {
+        thread::scope(|scope| {
+            scope.spawn(|| server.load(changes.iter()));
+            for _ in changes {
+                consumer.next();
+            }
+        });
+    });
+    server.remove(INPUT);
+    took
+}
+
 /// How many changes a second JetStream confirms and a bare client reads at once.
 pub(super) fn live_rate(server: &Server, num_messages: u64) -> f64 {
     let changes: Vec<_> = Mixed::new(SEED, num_messages, NUM_USERS, 0).collect();
-    server.make_input();
-    let mut consumer = Consumer::create(server.connect(), INPUT, "all");
-    let began = Instant::now();
-    thread::scope(|scope| {
-        scope.spawn(|| server.load(changes.iter()));
-        for _ in 0..num_messages {
-            consumer.next();
-        }
-    });
-    let rate = num_messages as f64 / began.elapsed().as_secs_f64();
-    server.remove(INPUT);
-    rate
+    num_messages as f64 / bare_live(server, &changes).as_secs_f64()
 }
 
 fn lines_of(messages: impl Iterator<Item = Message>) -> Vec<u8> {

@@ -16,6 +16,12 @@ use std::time::{Duration, Instant};
 use crate::figures::Figures;
 use crate::server::Server;
 
+/// What the journal needs for a change of two UUIDs, without what surrounds it.
+const RECORD_BYTES: f64 = 57.0;
+/// The yardstick's own stream of digests.
+const OTHER: &str = "BENCH_OUT";
+const OTHER_SUBJECT: &str = "bench.digest";
+
 /// What a row is measured with.
 pub(crate) struct Bench {
     pub(crate) folder: PathBuf,

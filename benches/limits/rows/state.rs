@@ -6,14 +6,12 @@ use std::iter::once;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Bench, forget, pause, timed};
+use super::{Bench, RECORD_BYTES, forget, pause, timed};
 use crate::daemon::{Daemon, marker, wait_for_marker};
 use crate::figures::{Figures, Must};
 use crate::traffic::{ALARMS_PER_USER, Ids, every_alarm};
 
 const NUM_ALARMS: u64 = 10_000_000;
-/// What the journal needs for a change of two UUIDs, without what surrounds it.
-const RECORD_BYTES: f64 = 57.0;
 /// Long enough for an allocator to give back what it means to.
 const QUIET: Duration = Duration::from_secs(3);
 
